@@ -266,7 +266,7 @@ class MeshConfig:
 class Experiment:
     """Everything that decides a run. A name, blocks, and the laws that some of the numbers come from."""
 
-    name: str
+    name: str = ""  # the registry gives it the name of its function
     model: ModelConfig
     optim: OptimConfig
     data: DataConfig

@@ -1,0 +1,1 @@
+"""What exists: values only. Shapes, optimizers, corpora, meshes; nothing is computed at import."""

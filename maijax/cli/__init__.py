@@ -1,0 +1,182 @@
+"""The command line: verbs only. Each parses, calls one function and prints; nothing here imports jax."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from maijax import __version__
+from maijax.errors import RunError, UserError
+
+_ABOUT = """\
+Language-model research in JAX: an experiment is a value, and every size goes through the same door.
+
+  maijax list                              what there is
+  maijax show phi_tiny                     every value, and where it comes from
+  maijax run phi_tiny                      train it, evaluate it, tell a story
+  maijax run phi_tiny --set optim.lr=3e-3  the same with one value changed
+  maijax generate phi_tiny --prompt "Once upon a time"
+  maijax diff phi_tiny mai_500b            what differs between small and large, and why
+"""
+_CODES = "Exit codes: 0 done, 1 the run failed, 2 bad input, 130 interrupted."
+_SETTINGS = """\
+Values are set with --set PATH=VALUE, as often as you like; `maijax show NAME` prints every path.
+
+  --set train.steps=2e3                  a number            --set optim.clip_norm=none   off
+  --set data.sources=a.jsonl,b.txt@0.3   your own corpora, the second at weight 0.3
+  --set data.sources[0].field=story      one of several
+  --set model.moe.top_k=2                inside a block
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Tells what is wrong in one line, with the way out."""
+
+    def error(self, message: str) -> NoReturn:
+        if "unrecognized arguments" in message:
+            message += "; values are set with --set PATH=VALUE"
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every verb with its flags; a test pins them, since a value of an experiment is set with --set."""
+    top = _Parser(
+        prog="maijax", description=_ABOUT, epilog=_CODES, formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    top.add_argument("--version", action="version", version=f"maijax {__version__}")
+    verbs = top.add_subparsers(title="verbs", dest="verb", metavar="VERB", parser_class=_Parser)
+
+    def verb(name: str, target: str, about: str, epilog: str = "") -> argparse.ArgumentParser:
+        made = verbs.add_parser(
+            name, help=about, description=about[0].upper() + about[1:] + ".", epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+        )
+        made.set_defaults(target=target)
+        return made
+
+    _reading_verbs(verb)
+    _running_verbs(verb)
+    return top
+
+
+def _reading_verbs(verb) -> None:
+    lists = verb("list", "show:list_", "name the experiments, smallest first", 'Example: maijax list "phi_*"')
+    lists.add_argument("pattern", nargs="?", metavar="PATTERN", help="part of a name, or with * and ?")
+    shows = verb("show", "show:show", "print an experiment's values and where each comes from", _SETTINGS)
+    _experiment(shows)
+    diffs = verb("diff", "show:diff", "print what differs between two experiments, and why",
+                 "Example: maijax diff phi_tiny mai_500b")
+    diffs.add_argument("a", metavar="A", help="an experiment")
+    diffs.add_argument("b", metavar="B", help="another")
+    doctor = verb("doctor", "doctor:doctor", "look at this machine, and whether an experiment fits it",
+                  "Example: maijax doctor phi_30m")
+    _experiment(doctor, optional=True)
+    for one in (lists, diffs):
+        _module(one)
+    for one in (lists, shows, diffs, doctor):
+        _json(one)
+
+
+def _running_verbs(verb) -> None:
+    runs = verb("run", "run:run", "train an experiment, evaluate it, sample from it; resumes what was stopped",
+                _SETTINGS)
+    _experiment(runs)
+    runs.add_argument("--name", dest="run_name", metavar="RUN", help="of the run's folder; default: the experiment's")
+    runs.add_argument("--dry-run", action="store_true", help="say what would happen, and write nothing")
+    evals = verb("eval", "run:evaluate", "measure a run's held-out loss, or its loss on any corpus",
+                 "Example: maijax eval phi_tiny --source my_stories.jsonl")
+    evals.add_argument("run", metavar="RUN", help="a run's name or folder")
+    evals.add_argument("--source", metavar="URI", help="a file, a folder or tfds:NAME; default: what was held out")
+    _json(evals)
+    generates = verb("generate", "run:generate", "continue a prompt with a trained run",
+                     'Example: maijax generate phi_tiny --prompt "Once upon a time" --temperature 0.7 --num 3')
+    generates.add_argument("run", metavar="RUN", help="a run's name or folder")
+    generates.add_argument("--prompt", required=True, metavar="TEXT", help="what to continue")
+    generates.add_argument("--max-tokens", type=_above_zero, default=200, metavar="N", help="at most (default: 200)")
+    generates.add_argument("--temperature", type=_not_below_zero, default=0.8, metavar="T",
+                           help="0: always the likeliest token (default: 0.8)")
+    generates.add_argument("--top-k", type=_above_zero, metavar="K", help="only among the K likeliest tokens")
+    generates.add_argument("--top-p", type=_share, metavar="P", help="only among the likeliest that sum to P")
+    generates.add_argument("--seed", type=int, default=0, metavar="N", help="the same seed, the same text (default: 0)")
+    generates.add_argument("--num", type=_above_zero, default=1, metavar="N", help="so many texts (default: 1)")
+    for one in (runs, evals, generates):
+        one.add_argument("--runs-dir", default="runs", metavar="DIR", help="where runs are kept (default: ./runs)")
+
+
+def _experiment(one: argparse.ArgumentParser, *, optional: bool = False) -> None:
+    one.add_argument("name", metavar="NAME", help="an experiment, see maijax list", nargs="?" if optional else None)
+    one.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="change a value; repeatable")
+    one.add_argument("--mesh", metavar="M", help="a preset of configs/meshes.py, e.g. FSDP")
+    _module(one)
+
+
+def _module(one: argparse.ArgumentParser) -> None:
+    one.add_argument("--module", metavar="MODULE", help="import this first: your own experiments, e.g. my_lab.runs")
+
+
+def _json(one: argparse.ArgumentParser) -> None:
+    one.add_argument("--json", action="store_true", help="print JSON for programs")
+
+
+def _above_zero(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be above 0")
+    return value
+
+
+def _not_below_zero(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} must be 0 or more")
+    return value
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} must be above 0 and at most 1")
+    return value
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb and returns the exit code; what a person can mend is told in one line on stderr."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        top = parser()
+        _known_verb(top, words)
+        args = top.parse_args(words)
+        if args.verb is None:
+            top.print_help()
+            return 2
+        module, _, function = args.target.partition(":")
+        return getattr(importlib.import_module(f"maijax.cli.{module}"), function)(args) or 0
+    except UserError as error:
+        return _tell(error, 2)
+    except RunError as error:
+        return _tell(error, 1)
+    except KeyboardInterrupt:
+        return _tell("interrupted", 130)
+    except BrokenPipeError:  # the reader of our output left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _known_verb(top: argparse.ArgumentParser, words: list[str]) -> None:
+    """Raises UserError with the nearest verb, before argparse answers with the whole list."""
+    verbs = next(a.choices for a in top._actions if isinstance(a, argparse._SubParsersAction))
+    if words and not words[0].startswith("-") and words[0] not in verbs:
+        near = difflib.get_close_matches(words[0], verbs, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(verbs)}"
+        raise UserError(f"no verb {words[0]!r}; {hint}")
+
+
+def _tell(message: object, code: int) -> int:
+    print("maijax:", " ".join(str(message).split()), file=sys.stderr)
+    return code

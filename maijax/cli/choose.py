@@ -1,0 +1,25 @@
+"""The experiment that a command line means: name, module, mesh and settings."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+
+from maijax import overrides, registry
+from maijax.config import Experiment
+
+
+def experiment(args: argparse.Namespace) -> tuple[Experiment, Experiment]:
+    """(as chosen, as registered), the former with --mesh and every --set applied; raises UserError."""
+    base = named(args.name, args.module)
+    chosen = base
+    if getattr(args, "mesh", None):
+        chosen = dataclasses.replace(chosen, mesh=registry.mesh(args.mesh))
+    return overrides.apply(chosen, args.set), base
+
+
+def named(name: str, module: str | None) -> Experiment:
+    """The registered experiment, from a module of the user's own if one is given; raises UserError."""
+    if module:
+        registry.load_module(module)
+    return registry.get(name)

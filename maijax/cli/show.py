@@ -1,0 +1,195 @@
+"""The verbs that read experiments: list, show, diff. No jax."""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import json
+import os
+from collections.abc import Iterable
+from typing import Any
+
+from maijax import overrides, plain, provenance, registry, scaling
+from maijax.cli import choose
+from maijax.cli.table import count, fit, rows, size
+from maijax.config import Experiment
+from maijax.errors import UserError
+
+# What a difference means, by the start of its path; the longest start that fits decides.
+_MEANING = {
+    "model": "shape",
+    "optim": "optimisation",
+    "train": "optimisation",
+    "data": "data",
+    "train.seq_len": "data",
+    "model.dtype": "numerics",
+    "model.norm_eps": "numerics",
+    "train.z_loss": "numerics",
+    "mesh": "layout",
+    "model.layers": "layout",
+    "model.remat": "layout",
+    "train.log_every": "watching",
+    "train.eval": "watching",
+    "train.sample_every": "watching",
+    "train.prompt": "watching",
+    "train.checkpoint_every": "watching",
+    "train.keep": "watching",
+}
+_ORDER = ("shape", "optimisation", "data", "numerics", "layout", "watching")
+
+
+def list_(args: argparse.Namespace) -> int:
+    if args.module:
+        registry.load_module(args.module)
+    pattern = args.pattern or "*"
+    wanted = pattern if set(pattern) & set("*?[") else f"*{pattern}*"
+    names = [name for name in registry.names() if fnmatch.fnmatch(name, wanted)]
+    if not names:
+        raise UserError(f"no experiment matches {pattern!r}; there are {', '.join(registry.names())}")
+    found = sorted(((name, registry.get(name)) for name in names), key=lambda pair: _totals(pair[1])["parameters"])
+    if args.json:
+        lines = [{"name": n, "question": _question(n)} | _totals(e) for n, e in found]
+        print(json.dumps(lines, indent=1))
+        return 0
+    table = [("name", "parameters (active)", "tokens", "question")]
+    for name, experiment in found:
+        totals = _totals(experiment)
+        active = totals["active_parameters"]
+        size_text = count(totals["parameters"]) + (f" ({count(active)})" if experiment.model.moe else "")
+        table.append((name, size_text, count(totals["tokens"]), _question(name)))
+    rows(table, widths=fit(table, most=(24, 19, 6)))
+    return 0
+
+
+def show(args: argparse.Namespace) -> int:
+    experiment, base = choose.experiment(args)
+    entry = registry.entry(args.name)
+    origins = provenance.explain(experiment, base)
+    values = {path: value for path, value in plain.flatten(experiment).items() if path not in plain.METADATA}
+    totals = _totals(experiment)
+    if args.json:
+        plainly = {
+            "name": experiment.name, "file": entry.file, "line": entry.line, "doc": entry.doc,
+            "values": {path: {"value": plain.to_plain(v), "from": origins[path]} for path, v in values.items()},
+            "totals": totals,
+        }
+        print(json.dumps(plainly, indent=1))
+        return 0
+    print(f"{experiment.name}  ({_short(entry.file)}:{entry.line})\n")
+    print("\n".join(f"  {line}".rstrip() for line in entry.doc.splitlines()))
+    blocks: dict[str, list[tuple[str, str, str]]] = {}
+    for path, value in values.items():
+        block, _, field = path.partition(".")
+        blocks.setdefault(block, []).append((f"  {field}", text(value), origins[path]))
+    blocks["totals"] = _totals_text(experiment)
+    widths = fit([row for table in blocks.values() for row in table], most=(38, 26))
+    for block, table in blocks.items():
+        print(f"\n{block}")
+        rows(table, widths=widths)
+    return 0
+
+
+def diff(args: argparse.Namespace) -> int:
+    a, b = (choose.named(name, args.module) for name in (args.a, args.b))
+    changed = plain.diff(a, b)
+    reasons = {path: _reasons(path, a, b) for path in changed}
+    if args.json:
+        values = {
+            path: {"a": _json(x), "b": _json(y), "meaning": _meaning(path), "rules": reasons[path]}
+            for path, (x, y) in changed.items()
+        }
+        print(json.dumps({"a": a.name, "b": b.name, "values": values, "totals": [_totals(a), _totals(b)]}, indent=1))
+        return 0
+    if not changed:
+        print(f"{a.name} and {b.name}: every value is the same")
+        return 0
+    pairs = zip(_totals_text(a), _totals_text(b), strict=True)
+    groups = {"totals": [(name, x, y, "") for (name, x, _), (_, y, _) in pairs if x != y]}
+    for meaning in _ORDER:
+        groups[meaning] = [
+            (f"  {place}", text(left), text(right), "; ".join(reasons[path]))
+            for path, (x, y) in changed.items()
+            if _meaning(path) == meaning
+            for place, left, right in _spread(path, x, y)
+        ]
+    head = ("", a.name, b.name, "rule")
+    widths = fit([head, *(row for table in groups.values() for row in table)], most=(36, 24, 24))
+    rows([head], widths=widths)
+    for group, table in groups.items():
+        if table:
+            print(group)
+            rows(table, widths=widths)
+    return 0
+
+
+def _spread(path: str, a: Any, b: Any) -> list[tuple[str, Any, Any]]:
+    """(path, value, value), a line for each of the mesh's rules that differs."""
+    if path != "mesh.rules":
+        return [(path, a, b)]
+    left, right = dict(a), dict(b)
+    return [
+        (f"{path}: {axis}", left.get(axis, plain.ABSENT), right.get(axis, plain.ABSENT))
+        for axis in left | right
+        if left.get(axis) != right.get(axis)
+    ]
+
+
+def text(value: Any) -> str:
+    """A value as `--set` takes it, with a space where a long list may be broken."""
+    shown = overrides.show(value)
+    return shown.replace(",", ", ") if isinstance(value, tuple) else shown
+
+
+def _totals(experiment: Experiment) -> dict[str, Any]:
+    counted = scaling.parameters(experiment.model)
+    return {
+        "parameters": counted.total,
+        "active_parameters": counted.active,
+        "embedding_parameters": counted.embedding,
+        "flops_per_token": scaling.train_flops_per_token(experiment.model, experiment.train.seq_len),
+        "tokens": experiment.tokens,
+        "tokens_per_parameter": scaling.tokens_per_parameter(experiment),
+        "train_flops": scaling.train_flops(experiment),
+        "state_bytes": scaling.state_bytes(experiment.model, experiment.optim),
+        "chinchilla_tokens": scaling.chinchilla_tokens(experiment.model),
+    }
+
+
+def _totals_text(experiment: Experiment) -> list[tuple[str, str, str]]:
+    totals = _totals(experiment)
+    return [
+        ("  parameters", f"{totals['parameters']:,}", "without the vocabulary's padding"),
+        ("  active", f"{totals['active_parameters']:,}", "touch one token"),
+        ("  embedding", f"{totals['embedding_parameters']:,}", "input table, and head unless tied"),
+        ("  FLOPs per token", f"{totals['flops_per_token']:.4g}", "forward and backward, causal, no remat"),
+        ("  tokens", f"{totals['tokens']:,}", "steps x batch_size x seq_len"),
+        ("  tokens per parameter", f"{totals['tokens_per_parameter']:.3g}", "active ones"),
+        ("  compute-optimal tokens", count(totals["chinchilla_tokens"]), "20 per active parameter (arXiv 2203.15556)"),
+        ("  training FLOPs", f"{totals['train_flops']:.3g}", ""),
+        ("  state", size(totals["state_bytes"]), "weights, gradients, optimizer, in float32"),
+    ]
+
+
+def _question(name: str) -> str:
+    return registry.entry(name).doc.partition("\n")[0]
+
+
+def _meaning(path: str) -> str:
+    return _MEANING[max((start for start in _MEANING if path.startswith(start)), key=len)]
+
+
+def _reasons(path: str, a: Experiment, b: Experiment) -> list[str]:
+    """The laws that either side derives the value by, each once."""
+    return list(dict.fromkeys(law for experiment in (a, b) for at, law in experiment.rules if at == path))
+
+
+def _json(value: Any) -> Any:
+    return None if value is plain.ABSENT else plain.to_plain(value)
+
+
+def _short(file: str) -> str:
+    """Relative to where the person is, if it lies below."""
+    relative = os.path.relpath(file)
+    return file if relative.startswith("..") else relative
+
+

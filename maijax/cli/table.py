@@ -1,0 +1,48 @@
+"""Plain tables of at most 100 columns, and numbers as people say them."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Sequence
+
+WIDTH = 100  # columns
+_GAP = 2
+
+
+def rows(table: Iterable[Sequence[str]], *, widths: Sequence[int]) -> None:
+    """Prints a table; a cell longer than its column's width goes on below itself."""
+    for row in table:
+        cells = [_wrap(text, width) for text, width in zip(row, widths, strict=True)]
+        for i in range(max(map(len, cells))):
+            line = (
+                (cell[i] if i < len(cell) else "").ljust(width) for cell, width in zip(cells, widths, strict=True)
+            )
+            print((" " * _GAP).join(line).rstrip())
+
+
+def fit(table: Iterable[Sequence[str]], *, most: Sequence[int]) -> list[int]:
+    """Widths for the cells, each column at most so wide, the last taking what is left of the line."""
+    columns = list(zip(*table, strict=True))
+    widths = [min(limit, max(map(len, column))) for limit, column in zip(most, columns[:-1], strict=True)]
+    return [*widths, WIDTH - sum(widths) - _GAP * len(widths)]
+
+
+def _wrap(text: str, width: int) -> list[str]:
+    indent = " " * (len(text) - len(text.lstrip()))
+    return textwrap.wrap(text, width, subsequent_indent=indent, break_on_hyphens=False) or [""]
+
+
+def count(number: float) -> str:
+    """1115264 as 1.12M."""
+    for unit, name in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if number >= unit:
+            return f"{number / unit:.3g}{name}" if number / unit < 999.5 else f"{number / unit:.0f}{name}"
+    return f"{number:.3g}"
+
+
+def size(number: float) -> str:
+    """Bytes, in powers of ten as makers of memory count them."""
+    for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "KB")):
+        if number >= unit:
+            return f"{number / unit:.3g} {name}"
+    return f"{number:.0f} bytes"

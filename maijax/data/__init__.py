@@ -1,0 +1,1 @@
+"""From documents to batches: sources, tokenizer, store, order, mixture, pipeline."""

@@ -1,0 +1,166 @@
+"""The layers' Linen modules: each creates its declared weights and calls plain functions.
+
+Weights are kept in float32 and cast where they are used; norms, rotary positions, softmax and router compute
+in float32 whatever the compute dtype.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from maijax.config import ModelConfig
+from maijax.models import cache as caches
+from maijax.models import moe, rope
+from maijax.models.attention import attend
+from maijax.models.initial import sample
+from maijax.models.linear import linear
+from maijax.models.mlp import gated_mlp
+from maijax.models.norm import layer_norm, rms_norm
+from maijax.parallel.sharding import constrain
+from maijax.weights import Weight, declare
+
+
+class Sight(NamedTuple):
+    """Where each token stands, the same for every layer."""
+
+    turn: rope.Rotation
+    segments_BS: jax.Array | None  # 0: padding
+    positions_BS: jax.Array | None  # only beside a cache; below 0: padding
+
+    def valid_BS(self) -> jax.Array | None:
+        if self.positions_BS is not None:
+            return self.positions_BS >= 0
+        return None if self.segments_BS is None else self.segments_BS > 0
+
+
+@functools.lru_cache(maxsize=128)
+def _declared(cfg: ModelConfig) -> dict[str, Weight]:
+    return {weight.path: weight for weight in declare(cfg)}
+
+
+class Declared(nn.Module):
+    """A module whose parameters are the declared weights under `root`."""
+
+    cfg: ModelConfig
+    dtype: Any
+    root: str
+
+    def weight(self, name: str, dtype: Any = None) -> jax.Array:
+        weight = _declared(self.cfg)[f"{self.root}/{name}"]
+        shape = weight.sizes[weight.letters.startswith("L") :]  # nn.scan adds the layers
+        value = self.param(name, lambda key: sample(weight, key, shape))
+        return value.astype(dtype or self.dtype)
+
+
+class Norm(Declared):
+    @nn.compact
+    def __call__(self, x_BSD: jax.Array) -> jax.Array:
+        scale = self.weight("scale", jnp.float32)
+        if self.cfg.norm == "layer":
+            return layer_norm(x_BSD, scale, self.weight("bias", jnp.float32), self.cfg.norm_eps)
+        return rms_norm(x_BSD, scale, self.cfg.norm_eps)
+
+
+class Attention(Declared):
+    @nn.compact
+    def __call__(
+        self, x_BSD: jax.Array, stored: tuple[jax.Array, jax.Array] | None, sight: Sight
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
+        """Attention's output, and beside a cache the new keys and values."""
+        options, eps = self.cfg.attention, self.cfg.norm_eps
+        q_BSHK = linear(x_BSD, self.weight("w_q"))
+        k_BSGK = linear(x_BSD, self.weight("w_k"))
+        v_BSGK = linear(x_BSD, self.weight("w_v"))
+        if options.qk_norm:
+            q_BSHK = rms_norm(q_BSHK, self.weight("q_scale", jnp.float32), eps)
+            k_BSGK = rms_norm(k_BSGK, self.weight("k_scale", jnp.float32), eps)
+        q_BSHK = constrain(rope.rotate(q_BSHK, sight.turn), "batch", "sequence", "heads", "head_dim")
+        k_BSGK = constrain(rope.rotate(k_BSGK, sight.turn), "batch", "sequence", "kv_heads", "head_dim")
+        v_BSGK = constrain(v_BSGK, "batch", "sequence", "kv_heads", "head_dim")
+        see = functools.partial(
+            attend, window=options.window, softcap=options.softcap, scale=options.head_dim**-0.5
+        )
+        if stored is None:
+            new = None
+            segments_BS = sight.segments_BS
+            out_BSHK = see(q_BSHK, k_BSGK, v_BSGK, q_segments_BS=segments_BS, k_segments_BT=segments_BS)
+        else:
+            new = (k_BSGK, v_BSGK)
+            k_BTGK, v_BTGK = (
+                caches.write(old, fresh, sight.positions_BS) for old, fresh in zip(stored, new, strict=True)
+            )
+            slots_BT = jnp.broadcast_to(jnp.arange(k_BTGK.shape[1], dtype=jnp.int32)[None], k_BTGK.shape[:2])
+            out_BSHK = see(
+                q_BSHK, k_BTGK.astype(self.dtype), v_BTGK.astype(self.dtype),
+                q_positions_BS=jnp.maximum(sight.positions_BS, 0), k_positions_BT=slots_BT,
+            )
+        out_BSHK = constrain(out_BSHK, "batch", "sequence", "heads", "head_dim")
+        return linear(out_BSHK, self.weight("w_o"), contract=2), new
+
+
+class MLP(Declared):
+    @nn.compact
+    def __call__(self, x_BSD: jax.Array) -> jax.Array:
+        w_gate, w_up, w_down = (self.weight(name) for name in ("w_gate", "w_up", "w_down"))
+        return gated_mlp(x_BSD, w_gate, w_up, w_down, self.cfg.activation)
+
+
+class MoE(Declared):
+    @nn.compact
+    def __call__(self, x_BSD: jax.Array, valid_BS: jax.Array | None) -> tuple[jax.Array, moe.RouterStats]:
+        options = self.cfg.moe
+        assert options is not None
+        batch, length, width = x_BSD.shape
+        x_ND = x_BSD.reshape(-1, width)
+        routing = moe.route(
+            x_ND, self.weight("w_router", jnp.float32), self.weight("router_bias", jnp.float32), options
+        )
+        w_gate, w_up, w_down = (self.weight(name) for name in ("w_gate", "w_up", "w_down"))
+        out_BSD = moe.experts(
+            x_ND, routing, w_gate, w_up, w_down, activation=self.cfg.activation
+        ).reshape(x_BSD.shape)
+        if options.shared_experts:
+            out_BSD += MLP(cfg=self.cfg, dtype=self.dtype, root=f"{self.root}/shared", name="shared")(x_BSD)
+        return out_BSD, moe.router_stats(routing, valid_BS, (batch, length), options)
+
+
+class Block(Declared):
+    """One layer; `mixture` chooses experts over a plain MLP."""
+
+    mixture: bool
+
+    @nn.compact
+    def __call__(
+        self, x_BSD: jax.Array, stored: tuple[jax.Array, jax.Array] | None, sight: Sight
+    ) -> tuple[jax.Array, tuple[Any, moe.RouterStats | None]]:
+        def part(module: type[Declared], name: str) -> Any:
+            return module(cfg=self.cfg, dtype=self.dtype, root=f"{self.root}/{name}", name=name)
+
+        out_BSD, new = part(Attention, "attention")(part(Norm, "attention_norm")(x_BSD), stored, sight)
+        x_BSD = constrain(x_BSD + out_BSD, "batch", "sequence", "embed")
+        normed_BSD = part(Norm, "mlp_norm")(x_BSD)
+        if self.mixture:
+            out_BSD, stats = part(MoE, "moe")(normed_BSD, sight.valid_BS())
+        else:
+            out_BSD, stats = part(MLP, "mlp")(normed_BSD), None
+        return constrain(x_BSD + out_BSD, "batch", "sequence", "embed"), (new, stats)
+
+
+class Embed(Declared):
+    @nn.compact
+    def __call__(self, tokens_BS: jax.Array) -> jax.Array:
+        # Rows are gathered before the cast: a table of 100k rows is not copied for a few of them.
+        return self.weight("w_embed", jnp.float32)[tokens_BS].astype(self.dtype)
+
+
+class Head(Declared):
+    """Holds the output matrix; `head` and the loss read it from the tree."""
+
+    @nn.compact
+    def __call__(self) -> None:
+        self.weight("w_head", jnp.float32)

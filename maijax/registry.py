@@ -1,0 +1,191 @@
+"""Named experiments: `@register`, and how `experiments/` and `configs/` are found where maijax is installed.
+
+In a checkout or an editable install the two folders lie beside the package; a wheel carries them inside it,
+as `maijax/_bundled`. Either way they are loaded by path under their plain names, so that a file of
+experiments reads the same everywhere and another package called `configs` does no harm.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import importlib.util
+import inspect
+import os
+import pkgutil
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+from maijax.config import Experiment, MeshConfig
+from maijax.errors import UserError
+
+Maker = Callable[[], Experiment]
+FOLDERS = ("configs", "experiments")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One registered function."""
+
+    name: str
+    make: Maker
+    file: str
+    line: int
+
+    @property
+    def doc(self) -> str:
+        return inspect.getdoc(self.make) or ""
+
+
+_entries: dict[str, Entry] = {}
+_discovered = False
+
+
+def register(make: Maker) -> Maker:
+    """Decorator of a function without arguments that returns an Experiment; its name is the experiment's.
+
+    Raises UserError if another function already has the name.
+    """
+    name, code = make.__name__, make.__code__
+    entry = Entry(name=name, make=make, file=code.co_filename, line=code.co_firstlineno)
+    other = _entries.get(name)
+    if other is not None and (other.file, other.line) != (entry.file, entry.line):
+        raise UserError(
+            f"experiment {name} is registered twice, at {other.file}:{other.line} and "
+            f"{entry.file}:{entry.line}; rename one"
+        )
+    _entries[name] = entry
+    return make
+
+
+def names() -> list[str]:
+    """All experiments, in the order of their files."""
+    discover()
+    return list(_entries)
+
+
+def entry(name: str) -> Entry:
+    """Raises UserError, with the nearest names, if there is no such experiment."""
+    discover()
+    if name in _entries:
+        return _entries[name]
+    near = difflib.get_close_matches(name, _entries, n=3, cutoff=0.6)
+    hint = f"did you mean {' or '.join(near)}?" if near else "`maijax list` shows them all"
+    raise UserError(f"no experiment {name!r}; {hint}")
+
+
+def get(name: str) -> Experiment:
+    """The experiment of this name, made anew. Raises UserError if there is none."""
+    found = entry(name)
+    made = found.make()
+    if not isinstance(made, Experiment):
+        kind = type(made).__name__
+        raise UserError(f"{found.file}:{found.line}: {name} must return an Experiment, not {kind}")
+    return dataclasses.replace(made, name=name)  # a variant of another experiment need not name itself
+
+
+def mesh(name: str) -> MeshConfig:
+    """A preset of configs/meshes.py. Raises UserError, with the names there are, if there is none."""
+    presets = {key: value for key, value in vars(_configs("meshes")).items() if isinstance(value, MeshConfig)}
+    if name not in presets:
+        raise UserError(f"no mesh {name!r}; configs/meshes.py has {', '.join(presets)}")
+    return presets[name]
+
+
+def building_blocks() -> dict[str, object]:
+    """Every named value of configs/, by its full name, e.g. "configs.models.PHI_TINY"."""
+    found: dict[str, object] = {}
+    for info in pkgutil.iter_modules(_adopt("configs").__path__):
+        for key, value in vars(_configs(info.name)).items():
+            if key.isupper() and dataclasses.is_dataclass(value):
+                found[f"configs.{info.name}.{key}"] = value
+    return found
+
+
+def discover() -> None:
+    """Imports the files of experiments/, once; those that start with an underscore are not loaded."""
+    global _discovered
+    if _discovered:
+        return
+    _adopt("configs")
+    package = _adopt("experiments")
+    for info in pkgutil.iter_modules(package.__path__):
+        if not info.name.startswith("_"):
+            _load(f"experiments.{info.name}")
+    _discovered = True
+
+
+def load_module(name: str) -> None:
+    """Imports a module of the user's own, from the current folder too, for the experiments that it registers.
+
+    Raises UserError if it cannot be imported.
+    """
+    discover()
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # at the end: it must not hide an installed package
+    try:
+        missing = importlib.util.find_spec(name) is None
+    except ModuleNotFoundError:
+        missing = True
+    except ValueError:
+        missing = False  # a module made by hand, already imported
+    if missing:
+        raise UserError(f"--module {name}: no such module; give a name that Python can import from here")
+    _load(name)
+
+
+def _configs(name: str) -> ModuleType:
+    _adopt("configs")
+    return importlib.import_module(f"configs.{name}")
+
+
+def _load(name: str) -> None:
+    """Imports; a failure is told in one line, since a person's own file is as easily wrong as a command."""
+    try:
+        importlib.import_module(name)
+    except UserError:
+        raise
+    except Exception as error:
+        where = [f for f in traceback.extract_tb(error.__traceback__) if "importlib" not in f.filename]
+        if isinstance(error, SyntaxError):
+            place = f"{error.filename}:{error.lineno}"
+        else:
+            place = f"{where[-1].filename}:{where[-1].lineno}"
+        raise UserError(f"{place}: {type(error).__name__}: {error}") from error
+
+
+def _folder(name: str) -> Path:
+    package = Path(__file__).resolve().parent
+    for folder in (package / "_bundled" / name, package.parent / name):
+        if (folder / "__init__.py").is_file():
+            return folder
+    raise UserError(f"no folder {name}/ inside {package} or beside it; install maijax again")
+
+
+def _adopt(name: str) -> ModuleType:
+    """The package of this name from our own folder, put into sys.modules.
+
+    Raises UserError if another package of the name was imported before.
+    """
+    folder = _folder(name)
+    present = sys.modules.get(name)
+    if present is not None:
+        theirs = [str(Path(path).resolve()) for path in getattr(present, "__path__", [present.__file__])]
+        if str(folder) not in theirs:
+            raise UserError(
+                f"another package {name!r} is already imported, from {theirs[0]}; maijax needs {folder}: "
+                "import maijax.registry first, or rename the other"
+            )
+        return present
+    spec = importlib.util.spec_from_file_location(
+        name, folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,202 @@
+"""Checkpoints that are verified, not believed.
+
+Orbax writes them asynchronously and renames a finished step into place, but it notices no flipped bit,
+takes any folder with a whole number for a step, and reports a refused save by a quiet False. So each step
+carries a digest per array, is checked when it is read, and a step that fails is put aside by renaming.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+
+from maijax.errors import RunError, UserError
+from maijax.train.state import State
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Meta:
+    """What is needed beside the arrays to go on as if nothing had happened."""
+
+    step: int
+    identity: str  # of the experiment, see `fingerprint`
+    data: str  # fingerprint of the stream of tokens
+    token_hash: str  # rolled over all tokens consumed so far
+    seconds: float  # spent training so far
+
+
+def fingerprint(values: Any) -> str:
+    """A short digest of JSON-able values."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+@jax.jit
+def digests(tree: Any) -> list[jax.Array]:
+    """A uint32 per leaf, equal on every mesh: sum of each word times an odd hash of its place, modulo 2^32.
+
+    Any single flipped bit changes it. It guards against accidents, not against an attacker.
+    """
+    return [_digest(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+def _digest(leaf: jax.Array) -> jax.Array:
+    unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]
+    words = leaf if leaf.dtype == unsigned else jax.lax.bitcast_convert_type(leaf, unsigned)
+    words = words.astype(jnp.uint32)
+    place = jnp.zeros((), jnp.uint32)
+    # The flat index is built from one iota per dimension: it wraps modulo 2^32, which is all that is needed.
+    for dim, size in enumerate(words.shape):
+        place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, words.shape, dim)
+    place = (place ^ (place >> 16)) * jnp.uint32(0x7FEB352D)
+    place = (place ^ (place >> 15)) * jnp.uint32(0x846CA68B)
+    return jnp.sum(words * (place | jnp.uint32(1)), dtype=jnp.uint32)
+
+
+class Checkpoints:
+    """The checkpoints of one run; a writer must hold the run's lock, readers never change anything."""
+
+    def __init__(self, folder: Path, *, keep: int = 2, writer: bool) -> None:
+        self.folder = folder
+        self.writer = writer
+        if writer:
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(folder / "trash", ignore_errors=True)
+            for stale in folder.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(stale, ignore_errors=True)
+            self._put_aside_foreign()
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep if writer else None,
+            read_only=not writer,
+            create=False,
+            # Deleting is then one rename: a step that is half deleted is never taken for whole.
+            todelete_subdir="trash" if writer else None,
+            enable_async_checkpointing=writer,
+            save_root_metadata=False,
+        )
+        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Waits for the last save; without this it would be lost. Raises RunError if it failed."""
+        try:
+            self._manager.close()
+        except Exception as error:
+            raise RunError(f"checkpoints in {self.folder}: the last save failed: {_first_line(error)}") from error
+        if self.writer:
+            shutil.rmtree(self.folder / "trash", ignore_errors=True)
+
+    def save(self, state: State, meta: Meta) -> None:
+        """Starts an asynchronous save; raises RunError if this one is refused or the one before it failed."""
+        try:
+            words = [int(d) for d in jax.device_get(digests(state))]
+            saved = self._manager.save(
+                meta.step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state),  # pyright: ignore[reportCallIssue]
+                    digest=ocp.args.JsonSave({"leaves": words}),  # pyright: ignore[reportCallIssue]
+                    meta=ocp.args.JsonSave(dataclasses.asdict(meta)),  # pyright: ignore[reportCallIssue]
+                ),
+            )
+        except Exception as error:
+            raise RunError(f"checkpoint {meta.step} in {self.folder}: {_first_line(error)}") from error
+        if not saved:
+            raise RunError(f"checkpoint {meta.step} in {self.folder} was refused: a later step is there")
+
+    def steps(self) -> list[int]:
+        """Steps that look finished, newest first."""
+        found = [int(p.name) for p in self.folder.glob("*") if p.name.isdigit() and _finished(p)]
+        return sorted(found, reverse=True)
+
+    def restore(self, target: State, *, identity: str, data: str | None) -> tuple[State, Meta] | None:
+        """The newest sound step in the target's shapes and layout; None if there is none at all.
+
+        A step whose digests disagree is put aside and the one before it is tried. Raises UserError for a
+        checkpoint of another experiment or another stream of tokens, RunError if every step is damaged.
+        """
+        tried = []
+        for step in self.steps():
+            try:
+                state, meta = self._read(step, target)
+            except UserError:
+                raise
+            except Exception as error:
+                tried.append(f"{step} ({_first_line(error)})")
+                self._put_aside(step, _first_line(error))
+                continue
+            for name, there, here in (("experiment", meta.identity, identity), ("data", meta.data, data)):
+                if here is not None and there != here:
+                    raise UserError(
+                        f"checkpoint {step} in {self.folder} was written with another {name} ({there}, now {here}); "
+                        "give --name another, or put the old one back"
+                    )
+            return state, meta
+        if tried:
+            raise RunError(f"no sound checkpoint in {self.folder}: {'; '.join(tried)}")
+        return None
+
+    def _read(self, step: int, target: State) -> tuple[State, Meta]:
+        small = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                digest=ocp.args.JsonRestore(),  # pyright: ignore[reportCallIssue]
+                meta=ocp.args.JsonRestore(),  # pyright: ignore[reportCallIssue]
+            ),
+        )
+        state = self._manager.restore(
+            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))  # pyright: ignore[reportCallIssue]
+        ).state
+        for (path, _), word, found in zip(
+            jax.tree_util.tree_leaves_with_path(state), small.digest["leaves"], jax.device_get(digests(state)),
+            strict=True,
+        ):
+            if int(found) != word:
+                raise ValueError(f"{jax.tree_util.keystr(path)} is damaged")
+        return state, Meta(**small.meta)
+
+    def _put_aside(self, step: int, why: str) -> None:
+        log.warning("checkpoint %d in %s cannot be used: %s", step, self.folder, why)
+        if self.writer:
+            self._rename(self.folder / str(step))
+            self._manager.reload()
+
+    def _put_aside_foreign(self) -> None:
+        # Orbax believes any folder with a number for a name, and then refuses to save the steps before it.
+        for path in self.folder.iterdir():
+            if path.name.isdigit() and not _finished(path):
+                log.warning("%s is no finished checkpoint; put aside", path)
+                self._rename(path)
+
+    def _rename(self, path: Path) -> None:
+        aside = path.with_name(f"{path.name}.corrupt")
+        n = 1
+        while aside.exists():
+            n += 1
+            aside = path.with_name(f"{path.name}.corrupt{n}")
+        path.rename(aside)
+
+
+def _finished(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink() and all((path / item).is_dir() for item in ("state", "digest", "meta"))
+
+
+def _first_line(error: BaseException) -> str:
+    """One readable line of an error that may carry a page of storage specification."""
+    text = str(error).strip().splitlines()
+    line = text[0] if text else type(error).__name__
+    return line if len(line) <= 160 else line[:157] + "..."

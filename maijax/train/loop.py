@@ -1,0 +1,89 @@
+"""The run: read top to bottom. Values in, a run folder out; the same for a laptop and a pod."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from maijax import optim
+from maijax.config import Experiment
+from maijax.data import pipeline
+from maijax.models import decoder
+from maijax.optim import skip
+from maijax.parallel.mesh import make_mesh
+from maijax.parallel.sharding import Layout
+from maijax.train import environment, report, rundir, state
+from maijax.train.checkpoint import Checkpoints, Meta, fingerprint
+from maijax.train.evaluate import Evaluation
+from maijax.train.interrupt import Interrupt
+from maijax.train.memory import reuse_freed_memory
+from maijax.train.metrics import MetricLog
+from maijax.train.step import compile_step
+from maijax.train.trainer import Trainer
+
+
+class Outcome(NamedTuple):
+    """How a run ended."""
+
+    step: int
+    finished: bool  # False: interrupted; the same command goes on
+    evaluation: Evaluation | None  # of all that is held out, when finished
+
+
+def run(experiment: Experiment, folder: Path, *, cache: Path, record: dict[str, Any]) -> Outcome:
+    """Trains an experiment in a run folder, or goes on where that folder's run stopped.
+
+    `record` is what experiment.json holds. Raises UserError before anything is written if the experiment,
+    its data or the folder will not do, RunError if training itself cannot go on.
+    """
+    # 1. Hardware decides nothing but layout and numeric format.
+    platform = jax.devices()[0].platform
+    if platform == "cpu":
+        reuse_freed_memory()
+    experiment = dataclasses.replace(experiment, model=decoder.resolve(experiment.model, platform))
+    model, train = experiment.model, experiment.train
+    layout = Layout.of(make_mesh(experiment.mesh), experiment.mesh)
+    layout.batch((train.batch_size // train.accumulation, train.seq_len))
+
+    # 2. Refuse early: a folder that holds another experiment, then data that cannot be read.
+    rundir.check(folder, experiment)
+    data = pipeline.open_data(
+        experiment.data, vocab_size=model.vocab_size, seq_len=train.seq_len, seed=train.seed, cache=cache
+    )
+
+    with (
+        rundir.RunFolder(folder) as run_folder,
+        Interrupt() as interrupt,
+        Checkpoints(folder / "checkpoints", keep=train.keep, writer=True) as checkpoints,
+    ):
+        new = run_folder.claim(experiment, record)
+        peak = environment.matmul_peak(cache, jnp.dtype(model.dtype))
+        described = environment.describe() | {"matmul_peak_gflops": peak / 1e9, "corpus": data.describe()}
+        rundir.write_json(folder / ("environment.json" if new else "environment.resumed.json"), described)
+
+        # 3. State: this run's newest sound checkpoint, else from the seed.
+        tx = skip.wrap(optim.build(experiment.optim, model, train.steps), experiment.optim)
+        identity = fingerprint(rundir.identity(experiment))
+        target = state.abstract(model, tx, layout)
+        restored = checkpoints.restore(target, identity=identity, data=data.fingerprint)
+        if restored is None:
+            meta = Meta(step=0, identity=identity, data=data.fingerprint, token_hash="0" * 16, seconds=0.0)
+            now = state.create(model, tx, layout, train.seed)
+        else:
+            now, meta = restored
+
+        # 4. The loop, then the last look: all held-out text, a story.
+        with MetricLog(folder, resume_step=meta.step) as log:
+            trainer = Trainer(
+                experiment=experiment, layout=layout, data=data, log=log, checkpoints=checkpoints,
+                interrupt=interrupt, peak=peak, step=compile_step(experiment, tx, layout),
+            )
+            now, meta = trainer.loop(now, meta)
+            finished = meta.step == train.steps
+            found = trainer.finish(now.params, meta) if finished else None
+        report.write_report(folder)
+    return Outcome(step=meta.step, finished=finished, evaluation=found)

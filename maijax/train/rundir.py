@@ -1,0 +1,137 @@
+"""A run's folder: complete, only appended to, one writer at a time, and never outside the runs folder."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import socket
+from pathlib import Path
+from typing import Any
+
+from maijax import overrides
+from maijax.config import Experiment
+from maijax.errors import UserError
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+# Fields that change how a run is watched or laid out, not what it computes: they may differ at a resume.
+NEUTRAL = (
+    "data.workers", "mesh.", "model.layers", "model.remat", "train.log_every", "train.eval_every",
+    "train.eval_sequences", "train.sample_every", "train.prompt", "train.checkpoint_every", "train.keep",
+)
+
+
+def locate(runs_dir: str | Path, name: str) -> Path:
+    """The folder of a run by name; raises UserError for a name that could leave the runs folder."""
+    root = Path(runs_dir)
+    if not NAME.fullmatch(name):
+        raise UserError(
+            f"run name {name!r}: use letters, digits, dot, dash and underscore, at most 100, none but a letter or "
+            "digit first"
+        )
+    folder = root / name
+    if folder.resolve().parent != root.resolve():
+        raise UserError(f"run name {name!r} leads out of {root}; choose another")
+    return folder
+
+
+def find(runs_dir: str | Path, run: str) -> Path:
+    """An existing run by name, or by the path of its folder; raises UserError with the names there are."""
+    for folder in (Path(run), *([Path(runs_dir) / run] if NAME.fullmatch(run) else [])):
+        if (folder / "experiment.json").is_file():
+            return folder
+    there = sorted(p.parent.name for p in Path(runs_dir).glob("*/experiment.json"))
+    known = f"there are {', '.join(there[:8])}" if there else "there are none yet; make one with `maijax run`"
+    raise UserError(f"no run {run!r} in {runs_dir}: {known}")
+
+
+def identity(experiment: Experiment) -> dict[str, Any]:
+    """The values that decide what is computed, by path."""
+    flat = overrides.flatten(experiment)
+    return {k: v for k, v in flat.items() if not k.startswith(NEUTRAL) and not k.startswith("rules")}
+
+
+class RunFolder:
+    """An open run folder, locked until `close`; use as a context manager."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lock = open(folder / ".lock", "a+")
+        except OSError as error:
+            raise UserError(
+                f"run folder {folder}: cannot be written ({error.strerror}); choose another with --runs-dir"
+            ) from None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.seek(0)
+            holder = self._lock.read().strip() or "another process"
+            self._lock.close()
+            raise UserError(f"run folder {folder}: in use by {holder}; wait for it, or give --name another") from None
+        self._lock.truncate(0)
+        self._lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        self._lock.flush()
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._lock.close()
+
+    def claim(self, experiment: Experiment, record: dict[str, Any]) -> bool:
+        """Writes experiment.json, or checks the one there. True: the run is new.
+
+        Raises UserError with the difference if the folder holds another experiment.
+        """
+        check(self.path, experiment)
+        file = self.path / "experiment.json"
+        if file.exists():
+            return False
+        write_json(file, record)
+        return True
+
+
+def check(folder: Path, experiment: Experiment) -> None:
+    """Raises UserError, with the difference, if the folder holds another experiment's run; writes nothing."""
+    if not (folder / "experiment.json").exists():
+        return
+    there, here = identity(load(folder)), identity(experiment)
+    changed = [
+        f"{path} was {_show(there.get(path))}, is {_show(here.get(path))}"
+        for path in sorted(there.keys() | here.keys())
+        if there.get(path) != here.get(path)
+    ]
+    if changed:
+        more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
+        raise UserError(
+            f"run folder {folder} holds another experiment: {'; '.join(changed[:4])}{more}; "
+            "give --name another, or remove the folder"
+        )
+
+
+def load(folder: Path) -> Experiment:
+    """The experiment of a run folder; raises UserError if its file is damaged."""
+    file = folder / "experiment.json"
+    try:
+        return overrides.from_json(json.dumps(json.loads(file.read_text())["experiment"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file}: cannot be read as an experiment ({error}); restore it, or start anew") from None
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Writes the whole file or nothing."""
+    part = file.with_name(f".{file.name}.{os.getpid()}")
+    part.write_text(json.dumps(value, indent=1, sort_keys=False) + "\n")
+    part.replace(file)
+
+
+def _show(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."

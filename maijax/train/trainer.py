@@ -1,0 +1,217 @@
+"""The loop itself. It never waits for the device: step n-1 is looked at when step n is under way."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from maijax import scaling
+from maijax.config import Experiment
+from maijax.data import pipeline
+from maijax.errors import RunError
+from maijax.parallel.sharding import Layout
+from maijax.serve.generate import generate
+from maijax.train.checkpoint import Checkpoints, Meta
+from maijax.train.evaluate import Evaluation, evaluate, make_scorer
+from maijax.train.interrupt import Interrupt
+from maijax.train.metrics import MetricLog
+from maijax.train.progress import Progress
+from maijax.train.state import State
+
+SAMPLE_TOKENS = 160
+FINAL_SAMPLES = 3
+
+
+@dataclasses.dataclass(kw_only=True)
+class Trainer:
+    """The open parts of one run."""
+
+    experiment: Experiment
+    layout: Layout
+    data: pipeline.Data
+    log: MetricLog
+    checkpoints: Checkpoints
+    interrupt: Interrupt
+    peak: float  # FLOP/s
+    step: Callable[[State, Any], tuple[State, dict[str, jax.Array]]]
+
+    def loop(self, state: State, meta: Meta) -> tuple[State, Meta]:
+        """Trains until the last step or an interrupt; returns the state and where it stands, both saved."""
+        train = self.experiment.train
+        window = Window(self.experiment, self.peak, seconds=meta.seconds)
+        stream = pipeline.batches(
+            self.data, batch_size=train.batch_size, start_step=meta.step, host_index=jax.process_index(),
+            host_count=jax.process_count(), workers=self.experiment.data.workers,
+        )
+        saved = meta.step
+        with Progress(total=train.steps, start=meta.step) as bar:
+            for done in range(meta.step + 1, train.steps + 1):
+                # Dispatch. The batch is read while the step before is still computing.
+                before = time.perf_counter()
+                batch, digest = next(stream)
+                waited = time.perf_counter() - before
+                state, metrics = self.step(state, self.place(batch))
+                meta = dataclasses.replace(meta, step=done, token_hash=pipeline.roll(meta.token_hash, digest))
+                window.add(meta, metrics, waited)
+
+                # Look back, at the step before this one.
+                if (record := window.settle(behind=1)) is not None:
+                    self.tell(bar, record)
+
+                # Now and then, off the steady path.
+                asked = self.interrupt.asked is not None
+                if asked or done == train.steps or _due(done, train.checkpoint_every):
+                    meta = dataclasses.replace(meta, seconds=window.seconds())
+                    if (record := window.settle(behind=0)) is not None:
+                        self.tell(bar, record)
+                    self.checkpoints.save(state, meta)
+                    saved = done
+                if asked:
+                    bar.note(f"stopped by {self.interrupt.asked.name} at step {done}, saved")  # pyright: ignore
+                    break
+                if done < train.steps:
+                    with window.pause():
+                        if _due(done, train.eval_every):
+                            found = self.held_out(state.params, train.eval_sequences)
+                            self.log.write(done, "eval", **found._asdict(), limited=train.eval_sequences is not None)
+                            bar.note(f"step {done}: held-out {found.bits_per_byte:.3f} bits per byte")
+                        if _due(done, train.sample_every):
+                            text = self.sample(state.params, seed=done)[0]
+                            self.log.write(done, "sample", prompt=train.prompt, text=text)
+                            bar.note(f"step {done}: {' '.join(text.split())[:300]}")
+            if saved != meta.step:
+                self.checkpoints.save(state, meta)
+        return state, meta
+
+    def finish(self, params: Any, meta: Meta) -> Evaluation:
+        """The last look: all held-out text, and a few stories."""
+        train = self.experiment.train
+        found = self.held_out(params, None)
+        self.log.write(meta.step, "eval", **found._asdict(), limited=False, final=True)
+        for text in self.sample(params, seed=train.seed, count=FINAL_SAMPLES):
+            self.log.write(meta.step, "sample", prompt=train.prompt, text=text, final=True)
+        return found
+
+    def held_out(self, params: Any, limit: int | None) -> Evaluation:
+        train = self.experiment.train
+        rows = max(1, train.batch_size // train.accumulation)
+        return evaluate(self.scorer, params, pipeline.held_out_batches(self.data, rows, limit=limit))
+
+    @functools.cached_property
+    def scorer(self) -> Any:
+        train = self.experiment.train
+        rows = max(1, train.batch_size // train.accumulation)
+        return make_scorer(self.experiment.model, self.layout, rows=rows, seq_len=train.seq_len)
+
+    def sample(self, params: Any, *, seed: int, count: int = 1) -> list[str]:
+        """Stories that begin with the experiment's prompt, the prompt included."""
+        model, prompt = self.experiment.model, self.experiment.train.prompt
+        tokenizer = self.data.tokenizer
+        ids = tokenizer.encode(prompt, bos=True)
+        room = model.context - len(ids)
+        found = generate(
+            params, model, [ids] * count, max_tokens=min(SAMPLE_TOKENS, room), temperature=0.8, top_p=0.95,
+            seed=seed, eos_id=tokenizer.eos_id,
+        )
+        return [prompt + tokenizer.decode(tokens) for tokens in found]
+
+    def place(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+        """This process's rows of a batch, as global arrays on the mesh."""
+        train = self.experiment.train
+        where = self.layout.batch((train.batch_size, train.seq_len))
+        return {k: jax.make_array_from_process_local_data(where, v) for k, v in batch.items()}
+
+    def tell(self, bar: Progress, record: dict[str, Any]) -> None:
+        self.log.write(record["step"], "train", **{k: v for k, v in record.items() if k != "step"})
+        bar.update(
+            step=record["step"], loss=record["loss"], tokens_per_s=record["tokens_per_s"],
+            matmul_fraction=record["matmul_fraction"],
+        )
+        limit = self.experiment.optim.max_skipped
+        if record["skipped_in_row"] > limit:
+            raise RunError(
+                f"step {record['step']}: the last {record['skipped_in_row']} steps were skipped (optim.max_skipped="
+                f"{limit}) for a loss or gradient that is not finite or spikes; the weights are those before them: "
+                "lower optim.lr, or look at the data there"
+            )
+
+
+class Window:
+    """The steps since the last log line: what they measured, still on the device, and the time they took."""
+
+    def __init__(self, experiment: Experiment, peak: float, seconds: float) -> None:
+        self.train = experiment.train
+        self.flops = scaling.train_flops_per_token(experiment.model, experiment.train.seq_len)
+        self.peak = peak
+        self.flying: collections.deque[tuple[Meta, dict[str, jax.Array], float]] = collections.deque()
+        self.landed: list[tuple[Meta, dict[str, jax.Array], float]] = []
+        self._base, self._opened = seconds, time.perf_counter()
+        self._since, self._paused = self._opened, 0.0
+        self._pausing: float | None = None
+
+    def seconds(self) -> float:
+        """Spent in the loop by this run so far, evaluation and samples included, former sessions too."""
+        return self._base + time.perf_counter() - self._opened
+
+    def pause(self) -> Window:
+        return self
+
+    def __enter__(self) -> None:
+        self._pausing = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        assert self._pausing is not None
+        self._paused += time.perf_counter() - self._pausing
+
+    def add(self, meta: Meta, metrics: dict[str, jax.Array], waited: float) -> None:
+        self.flying.append((meta, metrics, waited))
+
+    def settle(self, *, behind: int) -> dict[str, Any] | None:
+        """Lets all but the last `behind` steps land; a record if a log line is due by them."""
+        record = None
+        while len(self.flying) > behind:
+            item = self.flying.popleft()
+            item[1]["loss"].block_until_ready()
+            self.landed.append(item)
+            step = item[0].step
+            if step % self.train.log_every == 0 or step == self.train.steps:
+                record = self._record()
+        return record
+
+    def _record(self) -> dict[str, Any]:
+        now = time.perf_counter()
+        meta = self.landed[-1][0]
+        values = jax.device_get([metrics for _, metrics, _ in self.landed])
+        spent = max(now - self._since - self._paused, 1e-9)
+        rate = len(values) * self.train.batch_size * self.train.seq_len / spent
+        record: dict[str, Any] = {"step": meta.step}
+        for key in values[-1]:
+            column = np.asarray([v[key] for v in values], np.float64)
+            # Counters and rates as they stand; what is measured, as its mean over the steps that count.
+            last = key.startswith("skipped") or key == "lr"
+            finite = column[np.isfinite(column)]
+            record[key] = float(column[-1]) if last else float(finite.mean()) if finite.size else math.nan
+        for key in ("skipped", "skipped_in_row"):
+            record[key] = int(record[key])
+        record |= {
+            "tokens": meta.step * self.train.batch_size * self.train.seq_len,
+            "tokens_per_s": rate,
+            "matmul_fraction": rate * self.flops / self.peak,
+            "data_wait_s": sum(waited for _, _, waited in self.landed),
+            "token_hash": meta.token_hash,
+            "seconds": self.seconds(),
+        }
+        self.landed, self._since, self._paused = [], now, 0.0
+        return record
+
+
+def _due(step: int, every: int | None) -> bool:
+    return every is not None and step % every == 0
