@@ -56,13 +56,14 @@ setup(
         "importlib_resources",  # tensorflow-datasets needs it and does not say so
         "sentencepiece",
         "absl-py",
+        "numpy",
         "rich",
-        "tensorboardX",
     ],
     extras_require={
         "hf": HF,
-        "test": [*TEST, *HF],
-        "dev": [*TEST, *HF, *DEV],
+        "tensorboard": TENSORBOARD,
+        "test": [*TEST, *HF, *TENSORBOARD],
+        "dev": [*TEST, *HF, *TENSORBOARD, *DEV],
     },
     entry_points={"console_scripts": ["maijax = maijax.cli:main"]},
 )

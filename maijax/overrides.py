@@ -27,7 +27,7 @@ from maijax.plain import ABSENT, diff, flatten, from_json, from_plain, to_json, 
 __all__ = ["ABSENT", "apply", "diff", "flatten", "from_json", "from_plain", "show", "to_json", "to_plain"]
 
 _SEGMENT = re.compile(r"([A-Za-z_]\w*)((?:\[\d+\])*)")
-_WEIGHTED = re.compile(r"(.+)@([-+.\deE]+)")
+_WEIGHTED = re.compile(r"(.+)@([-+]?[\d.][-+.\deE]*)")
 
 
 def apply(experiment: Experiment, settings: Iterable[str]) -> Experiment:

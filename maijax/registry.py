@@ -127,15 +127,18 @@ def load_module(name: str) -> None:
     discover()
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # at the end: it must not hide an installed package
-    try:
-        missing = importlib.util.find_spec(name) is None
-    except ModuleNotFoundError:
-        missing = True
-    except ValueError:
-        missing = False  # a module made by hand, already imported
-    if missing:
+    if not _importable(name):
         raise UserError(f"--module {name}: no such module; give a name that Python can import from here")
     _load(name)
+
+
+def _importable(name: str) -> bool:
+    if not all(part.isidentifier() for part in name.split(".")):
+        return False
+    try:
+        return name in sys.modules or importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:  # of the package that it should be in
+        return False
 
 
 def _configs(name: str) -> ModuleType:

@@ -11,7 +11,7 @@ from typing import Any
 
 from maijax import overrides, plain, provenance, registry, scaling
 from maijax.cli import choose
-from maijax.cli.table import count, fit, rows, size
+from maijax.cli.table import count, fit, paragraph, rows, size
 from maijax.config import Experiment
 from maijax.errors import UserError
 
@@ -76,7 +76,7 @@ def show(args: argparse.Namespace) -> int:
         print(json.dumps(plainly, indent=1))
         return 0
     print(f"{experiment.name}  ({_short(entry.file)}:{entry.line})\n")
-    print("\n".join(f"  {line}".rstrip() for line in entry.doc.splitlines()))
+    paragraph(entry.doc)
     blocks: dict[str, list[tuple[str, str, str]]] = {}
     for path, value in values.items():
         block, _, field = path.partition(".")

@@ -27,6 +27,12 @@ def fit(table: Iterable[Sequence[str]], *, most: Sequence[int]) -> list[int]:
     return [*widths, WIDTH - sum(widths) - _GAP * len(widths)]
 
 
+def paragraph(text: str) -> None:
+    """Prints text line by line, indented."""
+    for line in text.splitlines():
+        print(textwrap.fill(line, WIDTH, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False))
+
+
 def _wrap(text: str, width: int) -> list[str]:
     indent = " " * (len(text) - len(text.lstrip()))
     return textwrap.wrap(text, width, subsequent_indent=indent, break_on_hyphens=False) or [""]

@@ -38,7 +38,7 @@ def ready(cache: Path) -> Path:
 
 @contextlib.contextmanager
 def locked(cache: Path, name: str) -> Iterator[None]:
-    """Holds the lock `name` against other processes and threads; it goes with its holder, even a killed one."""
+    """Holds the lock `name` against other processes and threads; it ends with its holder, even a killed one."""
     folder = cache / "locks"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with open(folder / f"{name}.lock", "a") as handle:
@@ -48,8 +48,13 @@ def locked(cache: Path, name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def fresh_folder(final: Path) -> Iterator[Path]:
-    """A new folder to fill, which takes the place of `final` in one rename when the block ends well."""
+    """A new folder to fill, which takes the place of `final` in one rename when the block ends well.
+
+    The caller holds a lock for `final`: what a killed writer left beside it is removed.
+    """
     final.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for left in final.parent.glob(f".{final.name}.*"):
+        shutil.rmtree(left, ignore_errors=True)
     temporary = final.with_name(f".{final.name}.{secrets.token_hex(4)}")
     temporary.mkdir(mode=0o700)
     try:

@@ -31,7 +31,7 @@ from maijax.data.tokenizer import Tokenizer
 from maijax.errors import UserError
 
 _INDEX = 1  # goes up when the index means something else
-_TOKENIZER_BYTES = 64 * 2**20  # of text at most that a tokenizer is trained on, drawn from all of it by content
+_TOKENIZER_BYTES = 64 * 2**20  # of text that a tokenizer is trained on, at most
 _BATCH = 2**20  # characters encoded at once
 _log = logging.getLogger(__name__)
 
@@ -73,11 +73,21 @@ def prepare(data: DataConfig, *, vocab_size: int, cache: Path) -> Corpus:
     Raises: UserError for bad sources and for a tokenizer that does not fit.
     """
     cache = cachedir.ready(cache)
-    key = _key([
-        _INDEX, store.FORMAT, tokenizer.RECIPE, sentencepiece.__version__, vocab_size, data.held_out, data.errors,
-        data.tokenizer and _absolute(data.tokenizer), data.tokenizer_kind, os.environ.get("TFDS_DATA_DIR"),
-        [[_absolute(source.uri), source.field] for source in data.sources],
-    ])
+    key = _key(
+        [
+            _INDEX,
+            store.FORMAT,
+            tokenizer.RECIPE,
+            sentencepiece.__version__,
+            vocab_size,
+            data.held_out,
+            data.errors,
+            data.tokenizer and _absolute(data.tokenizer),
+            data.tokenizer_kind,
+            os.environ.get("TFDS_DATA_DIR"),
+            [[_absolute(source.uri), source.field] for source in data.sources],
+        ]
+    )
     if found := _from_index(data, key, vocab_size, cache):
         return found
     with cachedir.locked(cache, f"index-{key}"):
@@ -101,7 +111,8 @@ def _from_index(data: DataConfig, key: str, vocab_size: int, cache: Path) -> Cor
         return None
     for source, files in zip(data.sources, index["files"], strict=True):
         # The files of a TFDS dataset are known without importing TFDS; a folder may have new ones.
-        now = [Path(name) for name, *_ in files] if tfds_source.is_tfds(source.uri) else sources.files(source.uri, cache)
+        known = tfds_source.is_tfds(source.uri)
+        now = [Path(name) for name, *_ in files] if known else sources.files(source.uri, cache)
         if _stamps(now) != files:
             return None
     if data.tokenizer:
@@ -112,17 +123,18 @@ def _from_index(data: DataConfig, key: str, vocab_size: int, cache: Path) -> Cor
         path = cache / "tokenizers" / index["tokenizer_file"]
         if not path.is_file() or (tokens := tokenizer.load(path)).sha256 != index["tokenizer"]:
             return None
-    try:
-        parts = tuple(
-            Part(uri=source.uri, train=Store(cache / "stores" / part.pop("store") / "train"),
-                 held_out=Store(cache / "stores" / folder / "held_out"), **part)
-            for source, part in zip(data.sources, index["parts"], strict=True)
-            for folder in [part["store"]]
-        )
-    except store.Damaged as damage:
-        _log.warning("cached data is damaged and will be made again: %s", damage)
-        return None
-    return Corpus(tokenizer=tokens, parts=parts)
+    parts = []
+    for source, part in zip(data.sources, index["parts"], strict=True):
+        folder = cache / "stores" / part.pop("store")
+        try:
+            parts.append(
+                Part(
+                    uri=source.uri, **part, train=Store(folder / "train"), held_out=Store(folder / "held_out")
+                )
+            )
+        except store.Damaged:
+            return None  # told when it is made again
+    return Corpus(tokenizer=tokens, parts=tuple(parts))
 
 
 def _read(data: DataConfig, key: str, vocab_size: int, cache: Path) -> Corpus:
@@ -135,12 +147,29 @@ def _read(data: DataConfig, key: str, vocab_size: int, cache: Path) -> Corpus:
     parts = []
     for source, scan, held in zip(data.sources, scans, chosen, strict=True):
         train, held_out = _stores(source, scan, held, tokens, data.errors, cache)
-        parts.append(Part(uri=source.uri, digest=scan.digest, empty=scan.empty, replaced=scan.replaced,
-                          train=train, held_out=held_out))
+        parts.append(
+            Part(
+                uri=source.uri,
+                digest=scan.digest,
+                empty=scan.empty,
+                replaced=scan.replaced,
+                train=train,
+                held_out=held_out,
+            )
+        )
     index = {
-        "files": files, "tokenizer": tokens.sha256, "tokenizer_file": name,
-        "parts": [{"digest": p.digest, "empty": p.empty, "replaced": p.replaced, "store": p.train.folder.parent.name}
-                  for p in parts],
+        "files": files,
+        "tokenizer": tokens.sha256,
+        "tokenizer_file": name,
+        "parts": [
+            {
+                "digest": p.digest,
+                "empty": p.empty,
+                "replaced": p.replaced,
+                "store": p.train.folder.parent.name,
+            }
+            for p in parts
+        ],
     }
     cachedir.write_file(cache / "index" / f"{key}.json", json.dumps(index).encode())
     return Corpus(tokenizer=tokens, parts=tuple(parts))
@@ -157,8 +186,13 @@ def _scan(source: SourceConfig, errors: sources.Errors, cache: Path) -> Scan:
             digest.update(raw)
             text_bytes += len(raw)
             done(1)
-    return Scan(digest=digest.hexdigest(), hashes=np.array(hashes, np.uint64), text_bytes=text_bytes,
-                empty=counts.empty, replaced=counts.replaced)
+    return Scan(
+        digest=digest.hexdigest(),
+        hashes=np.array(hashes, np.uint64),
+        text_bytes=text_bytes,
+        empty=counts.empty,
+        replaced=counts.replaced,
+    )
 
 
 def _documents(
@@ -172,11 +206,11 @@ def _documents(
 def _tokenizer(
     data: DataConfig, scans: Sequence[Scan], chosen: Sequence[np.ndarray], vocab_size: int, cache: Path
 ) -> tuple[Tokenizer, str]:
-    """The named tokenizer, or one trained on the documents that are not held out; and its file in the cache."""
+    """The named tokenizer, or one trained on what is not held out; and its file in the cache."""
     if data.tokenizer:
         return tokenizer.load(Path(data.tokenizer)).check(vocab_size, data.tokenizer), ""
     decided = [tokenizer.RECIPE, sentencepiece.__version__, data.tokenizer_kind, vocab_size, _TOKENIZER_BYTES]
-    key = _key([*decided, [[scan.digest, held.tobytes().hex()] for scan, held in zip(scans, chosen, strict=True)]])
+    key = _key([*decided, [[scan.digest, _sides(held)] for scan, held in zip(scans, chosen, strict=True)]])
     path = cache / "tokenizers" / f"{key}.model"
     with cachedir.locked(cache, f"tokenizer-{key}"):
         if path.is_file():
@@ -195,7 +229,9 @@ def _tokenizer_texts(
     share = _TOKENIZER_BYTES / max(sum(scan.text_bytes for scan in scans), 1)
     for source, scan, held in zip(data.sources, scans, chosen, strict=True):
         # The low bits decide here; the high ones have decided what is held out.
-        drawn = ~held & ((scan.hashes & np.uint64(2**32 - 1)) < share * 2**32)
+        rank = np.where(held, 2**32, (scan.hashes & np.uint64(2**32 - 1)).astype(np.int64))
+        drawn = (rank < share * 2**32) | (rank == rank.min())  # one at the least
+        drawn &= ~held
         for text, take in zip(_documents(source, data.errors, cache), drawn, strict=False):
             if take:
                 yield text
@@ -205,7 +241,7 @@ def _stores(
     source: SourceConfig, scan: Scan, held: np.ndarray, tokens: Tokenizer, errors: sources.Errors, cache: Path
 ) -> tuple[Store, Store]:
     """(train, held-out): opened if they are there and sound, else written."""
-    key = _key([store.FORMAT, scan.digest, held.tobytes().hex(), tokens.sha256])
+    key = _key([store.FORMAT, scan.digest, _sides(held), tokens.sha256])
     folder = cache / "stores" / key
     with cachedir.locked(cache, f"store-{key}"):
         if folder.is_dir():
@@ -219,7 +255,12 @@ def _stores(
 
 
 def _tokenise(
-    source: SourceConfig, scan: Scan, held: np.ndarray, tokens: Tokenizer, errors: sources.Errors, cache: Path,
+    source: SourceConfig,
+    scan: Scan,
+    held: np.ndarray,
+    tokens: Tokenizer,
+    errors: sources.Errors,
+    cache: Path,
     folder: Path,
 ) -> None:
     writers = [store.Writer(folder / "train", tokens), store.Writer(folder / "held_out", tokens)]
@@ -268,6 +309,10 @@ def _stamps(files: Sequence[Path]) -> list[list[Any]]:
             return []
         found.append([str(path), seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns])
     return found
+
+
+def _sides(held: np.ndarray) -> str:
+    return hashlib.blake2b(held.tobytes(), digest_size=16).hexdigest()
 
 
 def _key(parts: list[Any]) -> str:

@@ -17,8 +17,8 @@ MIXTURE = 1  # goes up when the same weights would give another pattern
 class Mixture:
     """Rows are dealt to the sources in a fixed pattern in which each source's rows lie evenly spread.
 
-    Every row has the same number of tokens, so that shares of rows are shares of tokens. Within any n rows from
-    the start of a pattern, a source has its exact share of n, give or take one row for each source.
+    Every row has the same number of tokens, so that shares of rows are shares of tokens. A pattern holds exact
+    shares, and the first n rows of one differ from them by less than one row for each source.
     """
 
     def __init__(self, weights: Sequence[float]) -> None:
@@ -27,7 +27,8 @@ class Mixture:
         # The j-th of a source's c rows would best stand at (j + 1/2) / c of the pattern.
         best = sorted(
             (fractions.Fraction(2 * j + 1, 2 * count), source)
-            for source, count in enumerate(self.counts) for j in range(count)
+            for source, count in enumerate(self.counts)
+            for j in range(count)
         )
         self._source = np.array([source for _, source in best], np.int32)
         self._rank = np.empty(self.period, np.int64)

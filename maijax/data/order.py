@@ -1,8 +1,8 @@
 """The order of training: which tokens a row holds, as a pure function of (seed, row).
 
 The documents of an epoch, permuted, form one stream; epoch follows epoch without a gap. Row r holds the tokens
-r*S .. r*S + S of the stream (S + 1 of them: inputs, and targets one further), so that over an epoch every token is
-an input once, and a target once unless it begins a document. The last row of an epoch runs on into the next.
+r*S .. r*S + S of the stream (S + 1 of them: inputs, and targets one further), so that over an epoch every token
+is an input once, and a target once unless it begins a document. An epoch's last row runs on into the next epoch.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ Row = dict[str, np.ndarray]
 class Rows:
     """An endless sequence of training rows over one store; may be read by several threads.
 
-    rows[r]: tokens, targets, segments, positions int32 and weights float32, each [seq_len]. Segments count from 1
-    in the row; positions count from 0 in each document, and at the start of a row that continues one; weights are
-    0 at a document's last token, whose target would be another document's first, and 1 elsewhere.
+    rows[r]: tokens, targets, segments, positions int32 and weights float32, each [seq_len]. Segments count from
+    1 in the row; positions count from 0 in each document, and at the start of a row that continues one; weights
+    are 0 at a document's last token, whose target would be another document's first, and 1 elsewhere.
     """
 
     def __init__(self, store: Store, *, seq_len: int, seed: int, source: int = 0) -> None:
@@ -86,7 +86,10 @@ def pack(pieces: list[np.ndarray], seq_len: int, pad: int = 0) -> Row:
     positions[:total] = np.arange(total) - np.repeat(ends - lengths, lengths)
     same = (segments[1:] == segments[:-1]) & (segments[1:] > 0)
     return {
-        "tokens": stream[:-1], "targets": stream[1:], "segments": segments[:-1], "positions": positions[:-1],
+        "tokens": stream[:-1],
+        "targets": stream[1:],
+        "segments": segments[:-1],
+        "positions": positions[:-1],
         "weights": same.astype(np.float32),
     }
 
@@ -101,7 +104,7 @@ def permutation(size: int, seed: int, source: int, epoch: int) -> np.ndarray:
 
 
 def scramble(x: np.ndarray) -> np.ndarray:
-    """A bijection of uint64 that looks like chance. Source: splitmix64, Steele et al., OOPSLA 2014, figure 17."""
+    """A bijection of uint64 that looks like chance. Source: SplitMix64, Steele et al., OOPSLA 2014."""
     x = x + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import bz2
 import dataclasses
 import gzip
+import io
 import json
 import lzma
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Any, Literal
 
 from maijax.data import tfds_source
 from maijax.errors import UserError
@@ -19,7 +19,6 @@ Errors = Literal["strict", "replace"]
 JSON_KINDS = (".jsonl", ".json", ".ndjson")
 TEXT_KINDS = (".txt", ".text", ".md")
 DOCUMENT_END = "<|endoftext|>"  # alone on a line of a text file, it ends a document
-_DAMAGED = (EOFError, OSError, lzma.LZMAError, zlib.error)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -57,9 +56,11 @@ def files(uri: str, cache: Path) -> list[Path]:
     root = Path(uri).expanduser().absolute()
     if root.is_dir():
         found = [
-            path for path in root.rglob("*")
+            path
+            for path in root.rglob("*")
             if not any(part.startswith(".") for part in path.relative_to(root).parts)
-            and _kind(path) and path.is_file()
+            and _kind(path)
+            and path.is_file()
         ]
         if not found:
             raise UserError(f"data source {uri}: no {_readable()} file in this folder")
@@ -92,7 +93,7 @@ def _json_lines(path: Path, field: str, errors: Errors, counts: Counts) -> Itera
             raise UserError(f"{where}: a JSON {type(record).__name__}; one object per line is expected")
         if field not in record:
             there = ", ".join(map(repr, record)) or "none"
-            raise UserError(f"{where}: no field '{field}'; its fields: {there}; set `field` of this data source")
+            raise UserError(f"{where}: no field '{field}'; its fields: {there}; set `field` of the source")
         if not isinstance(record[field], str):
             kind = type(record[field]).__name__
             raise UserError(f"{where}: field '{field}' is a {kind}; it must be a string")
@@ -121,7 +122,9 @@ def _lines(path: Path, errors: Errors, counts: Counts) -> Iterator[tuple[str, st
             for number, raw in enumerate(handle, start=1):
                 where = f"{path}:{number}"
                 yield where, decode(raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw, where)
-    except _DAMAGED as error:
+    except UserError:
+        raise
+    except Exception as error:  # each decompressor has its own kinds
         said = getattr(error, "strerror", None) or error
         raise UserError(f"{path} cannot be read ({said}); mend the file or take it out of the data") from None
 
@@ -167,22 +170,22 @@ def _kind(path: Path) -> str | None:
     return suffixes[-1] if suffixes and suffixes[-1] in JSON_KINDS + TEXT_KINDS else None
 
 
-def _open(path: Path) -> BinaryIO:
+def _open(path: Path) -> Any:
     return _OPENERS.get(path.suffix.lower(), lambda p: open(p, "rb"))(path)
 
 
-def _open_zstd(path: Path) -> BinaryIO:
+def _open_zstd(path: Path) -> Any:
     try:
         import zstandard  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise UserError(f"{path} needs the package zstandard to be read; install it, or recompress") from None
-    return zstandard.open(path, "rb")
+    return io.BufferedReader(zstandard.open(path, "rb"))  # lines cannot be read from it as it is
 
 
-_OPENERS: dict[str, Callable[[Path], BinaryIO]] = {
-    ".gz": lambda path: gzip.open(path, "rb"),  # pyright: ignore[reportReturnType]
-    ".bz2": lambda path: bz2.open(path, "rb"),  # pyright: ignore[reportReturnType]
-    ".xz": lambda path: lzma.open(path, "rb"),  # pyright: ignore[reportReturnType]
+_OPENERS: dict[str, Callable[[Path], Any]] = {
+    ".gz": lambda path: gzip.open(path, "rb"),
+    ".bz2": lambda path: bz2.open(path, "rb"),
+    ".xz": lambda path: lzma.open(path, "rb"),
     ".zst": _open_zstd,
 }
 

@@ -43,8 +43,7 @@ class Store:
     """Documents as token ids, each with BOS before and EOS after. Read-only; may be sent to other processes.
 
     tokens [tokens] uint16 or uint32; offsets [documents + 1] int64; text_bytes [documents] int64, bytes of each
-    text; piece_bytes [documents] int64, the sum of its tokens' byte lengths, which is the same for a lossless
-    tokenizer.
+    text; piece_bytes [documents] int64, the sum of its tokens' byte lengths: the same for a lossless tokenizer.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -56,7 +55,9 @@ class Store:
             count = self.meta.documents
             lengths = np.fromfile(folder / "documents.bin", np.int64)
             if len(lengths) != 3 * count + 1:
-                raise Damaged(f"{folder}/documents.bin: {lengths.nbytes} bytes, expected {8 * (3 * count + 1)}")
+                raise Damaged(
+                    f"{folder}/documents.bin: {lengths.nbytes} bytes, expected {8 * (3 * count + 1)}"
+                )
             self.offsets, self.text_bytes, self.piece_bytes = np.split(lengths, [count + 1, 2 * count + 1])
             path = folder / "tokens.bin"
             expected = self.meta.tokens * np.dtype(self.meta.dtype).itemsize
@@ -111,8 +112,13 @@ class Writer:
             _sync(handle)
         self._hash.update(lengths)
         meta = Meta(
-            format=FORMAT, documents=len(self._text_bytes), tokens=self._offsets[-1], text_bytes=sum(self._text_bytes),
-            max_token=self._max_token, dtype=self._dtype.name, digest=self._hash.hexdigest(),
+            format=FORMAT,
+            documents=len(self._text_bytes),
+            tokens=self._offsets[-1],
+            text_bytes=sum(self._text_bytes),
+            max_token=self._max_token,
+            dtype=self._dtype.name,
+            digest=self._hash.hexdigest(),
         )
         cachedir.write_file(self._folder / "meta.json", json.dumps(dataclasses.asdict(meta)).encode())
         return meta

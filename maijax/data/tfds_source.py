@@ -23,7 +23,7 @@ def is_tfds(uri: str) -> bool:
 
 
 def parse(uri: str) -> tuple[str, str]:
-    """tfds:NAME[/config][:version][:split] -> (NAME[/config][:version], split); the split is train by default."""
+    """tfds:NAME[/config][:version][:split] -> (NAME[/config][:version], split), by default train."""
     name, _, rest = uri.removeprefix(_PREFIX).partition(":")
     if not name:
         raise UserError(f"data source {uri}: no name; write tfds:NAME[/config][:version][:split]")
@@ -36,18 +36,20 @@ def parse(uri: str) -> tuple[str, str]:
 def texts(
     uri: str, *, field: str, cache: Path, decode: Callable[[bytes, str], str]
 ) -> Iterator[tuple[str, str]]:
-    """(place, text) of each record, in the order of the files; a dataset that is not there is prepared first."""
+    """(place, text) of each record, in the order of the files; a missing dataset is prepared first."""
     import tensorflow_datasets as tfds
 
     name, split = parse(uri)
     builder = _builder(uri, cache)
     if field not in (builder.info.features or {}):
         there = ", ".join(map(repr, builder.info.features or {})) or "none"
-        raise UserError(f"data source {uri}: no field '{field}'; its fields: {there}; set `field` of this source")
+        raise UserError(f"data source {uri}: no field '{field}'; its fields: {there}; set `field`")
     # Only the text is decoded: other features may be large, or need packages that are not here.
     only = tfds.features.FeaturesDict({field: builder.info.features[field]})
     try:
-        source = builder.as_data_source(split=split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
+        source = builder.as_data_source(
+            split=split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
+        )
     except NotImplementedError as error:
         raise UserError(f"data source {uri}: {error}; prepare it with file_format='array_record'") from None
     except ValueError as error:
@@ -55,9 +57,10 @@ def texts(
     for index in range(len(source)):
         where = f"{uri} record {index}"
         try:
-            text = only.deserialize_example_np(source[index])[field]
+            example: Any = only.deserialize_example_np(source[index])
         except Exception as error:
             raise UserError(f"{where} of {name} in {builder.data_path} cannot be read ({error})") from None
+        text = example[field]
         if isinstance(text, bytes):
             text = decode(text, where)
         if not isinstance(text, str):
@@ -83,15 +86,17 @@ def _builder(uri: str, cache: Path) -> Any:
     try:
         builder = tfds.builder(name, data_dir=folder)
     except tfds.core.DatasetNotFoundError:
-        raise UserError(f"data source {uri}: TFDS knows no dataset '{name}'; TFDS_DATA_DIR says where to look") from None
+        raise UserError(
+            f"data source {uri}: TFDS knows no dataset '{name}'; TFDS_DATA_DIR says where prepared ones lie"
+        ) from None
     except (ValueError, AssertionError) as error:
         raise UserError(f"data source {uri}: {_first_line(error)}") from None
     if not Path(builder.data_path).exists():
         builder = _prepared(uri, name, folder, cache)
     if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
         raise UserError(
-            f"data source {uri} is stored as {builder.info.file_format.value} in {builder.data_path}, which needs "
-            f"TensorFlow; prepare it again with file_format='array_record'"
+            f"data source {uri} in {builder.data_path} is not stored as array_record, and needs TensorFlow; "
+            f"prepare it again with file_format='array_record'"
         )
     return builder
 

@@ -18,9 +18,10 @@ from maijax.errors import UserError
 Kind = Literal["bpe", "unigram"]
 PAD, BOS, EOS, UNKNOWN = 0, 1, 2, 3  # ids in every tokenizer that is trained here
 RECIPE = 1  # goes up when the settings below change
-# A sentence of the trainer, characters. Longer lines are cut; the trainer's work grows faster than their length.
+# Characters of a sentence. Longer lines are cut: the trainer's work grows faster than their length.
 _SENTENCE = 2000
 _MARK = "\u2581"  # sentencepiece's own sign for a space
+_WORD = re.compile("(?<=[^ ]) ")
 _MARK_PIECES = ("<0xE2>", "<0x96>", "<0x81>")
 
 
@@ -32,7 +33,9 @@ class Tokenizer:
         try:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)  # pyright: ignore
         except RuntimeError:
-            raise UserError(f"{name} is not a sentencepiece model; give the .model file that its trainer wrote") from None
+            raise UserError(
+                f"{name} is not a sentencepiece model; give the .model file of its trainer"
+            ) from None
         self.vocab_size: int = self._processor.vocab_size()
         self.sha256 = hashlib.sha256(model).hexdigest()
         self.bos, self.eos = self._processor.bos_id(), self._processor.eos_id()
@@ -42,18 +45,39 @@ class Tokenizer:
                 raise UserError(f"{name} has no {what} token; train it with {what}_id set")
         mark = [self._processor.piece_to_id(piece) for piece in _MARK_PIECES]
         self._mark = mark if all(self._processor.is_byte(token) for token in mark) else None
-        self._by_line = self._ends_at_newlines()
+        self._divisible = self._can_divide()
 
     def __reduce__(self):
         return Tokenizer, (self.model,)
 
-    def _ends_at_newlines(self) -> bool:
-        """Can a text be encoded line by line, which is much faster for long ones, with the same result?"""
-        pieces = map(self._processor.id_to_piece, range(self.vocab_size))
+    def _can_divide(self) -> bool:
+        """Can a text be encoded in parts, cut after newlines and before words, with the same result?
+
+        Encoding takes time that grows faster than the length.
+        """
+        pieces = [self._processor.id_to_piece(token) for token in range(self.vocab_size)]
         newlines = [piece for piece in pieces if "\n" in piece]
-        parts = ["a b \n\n\n", " a\n", "a"]
+        inside = any(re.search(f"[^{_MARK}]{_MARK}", piece) for piece in pieces)
+        parts = ["a  b \n\n\n", " a\n", "a", " b", "  a"]
         together, apart = self._processor.encode("".join(parts)), self._processor.encode(parts)
-        return all(not p.strip("\n") for p in newlines) and "\n" in newlines and together == sum(apart, [])
+        return (
+            "\n" in newlines
+            and not any(p.strip("\n") for p in newlines)
+            and not inside
+            and together == sum(apart, [])
+        )
+
+    def _divided(self, text: str) -> list[str]:
+        if not self._divisible:
+            return [text]
+        found = []
+        for line in re.findall(r"[^\n]*\n+|[^\n]+", text):
+            start = 0
+            while len(line) - start > _SENTENCE and (word := _WORD.search(line, start + _SENTENCE // 2)):
+                found.append(line[start : word.start()])
+                start = word.start()
+            found.append(line[start:])
+        return found
 
     def encode(self, text: str) -> np.ndarray:
         """The text's tokens, without BOS and EOS."""
@@ -61,12 +85,12 @@ class Tokenizer:
 
     def encode_many(self, texts: Sequence[str]) -> list[np.ndarray]:
         """The tokens of each text, on all cores."""
-        # The sign itself would come back as a space: it is spelled in bytes, and the text around it encoded apart.
+        # The sign itself would come back as a space: it is spelled in bytes, the text around it encoded apart.
         parts = [text.split(_MARK) if self._mark else [text] for text in texts]
-        lines = [
-            re.findall(r"[^\n]*\n+|[^\n]+", part) if self._by_line else [part] for of_text in parts for part in of_text
-        ]
-        encoded = iter(self._processor.encode([line for of_part in lines for line in of_part], num_threads=-1))
+        lines = [self._divided(part) for of_text in parts for part in of_text]
+        encoded = iter(
+            self._processor.encode([line for of_part in lines for line in of_part], num_threads=-1)
+        )
         of_parts = iter(lines)
         found = []
         for of_text in parts:
@@ -94,7 +118,9 @@ class Tokenizer:
         for token in range(self.vocab_size):
             if processor.is_byte(token):
                 lengths[token] = 1
-            elif not (processor.is_control(token) or processor.is_unknown(token) or processor.is_unused(token)):
+            elif not any(
+                has(token) for has in (processor.is_control, processor.is_unknown, processor.is_unused)
+            ):
                 lengths[token] = len(processor.id_to_piece(token).replace(_MARK, " ").encode())
         return lengths
 
@@ -113,7 +139,7 @@ def load(path: Path) -> Tokenizer:
     try:
         model = path.expanduser().read_bytes()
     except OSError as error:
-        raise UserError(f"tokenizer {path} cannot be read ({error.strerror}); data.tokenizer names a .model file") from None
+        raise UserError(f"tokenizer {path} cannot be read ({error.strerror}); name a .model file") from None
     if not model:
         raise UserError(f"tokenizer {path} is empty; data.tokenizer names a .model file")
     return Tokenizer(model, name=f"tokenizer {path}")

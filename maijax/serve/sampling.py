@@ -31,7 +31,7 @@ def draw(
 ) -> jax.Array:
     """One token per row, int32 [B]; temperature 0 takes the likeliest.
 
-    Each row has a key of its own, and spends one uniform number on the inverse of its cumulative distribution.
+    Each row has a key of its own, and spends one uniform number on its inverse cumulative distribution.
     """
     warm = jnp.where(temperature > 0, temperature, 1.0)
     order_BV, probs_BV = kept_probabilities(logits_BV, warm, top_k, top_p)

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
+from maijax.data.pipeline import differences
 from maijax.errors import RunError, UserError
 from maijax.train.state import State
 
@@ -31,7 +32,7 @@ class Meta:
 
     step: int
     identity: str  # of the experiment, see `fingerprint`
-    data: str  # fingerprint of the stream of tokens
+    data: dict[str, Any]  # identity of the stream of tokens, see `data.pipeline`
     token_hash: str  # rolled over all tokens consumed so far
     seconds: float  # spent training so far
 
@@ -123,8 +124,12 @@ class Checkpoints:
         found = [int(p.name) for p in self.folder.glob("*") if p.name.isdigit() and _finished(p)]
         return sorted(found, reverse=True)
 
-    def restore(self, target: State, *, identity: str, data: str | None) -> tuple[State, Meta] | None:
+    def restore(
+        self, target: State, *, identity: str, data: dict[str, Any] | None
+    ) -> tuple[State, Meta] | None:
         """The newest sound step in the target's shapes and layout; None if there is none at all.
+
+        `data` is the identity of the stream to go on with; None: the state is only to be looked at.
 
         A step whose digests disagree is put aside and the one before it is tried. Raises UserError for a
         checkpoint of another experiment or another stream of tokens, RunError if every step is damaged.
@@ -139,12 +144,14 @@ class Checkpoints:
                 tried.append(f"{step} ({_first_line(error)})")
                 self._put_aside(step, _first_line(error))
                 continue
-            for name, there, here in (("experiment", meta.identity, identity), ("data", meta.data, data)):
-                if here is not None and there != here:
-                    raise UserError(
-                        f"checkpoint {step} in {self.folder} was written with another {name} ({there}, now {here}); "
-                        "give --name another, or put the old one back"
-                    )
+            other = ["the experiment"] if meta.identity != identity else []
+            if data is not None:
+                other += differences(meta.data, data)
+            if other:
+                raise UserError(
+                    f"checkpoint {step} in {self.folder} was written with another value of: {', '.join(other)}; "
+                    "put the old back, or give --name another"
+                )
             return state, meta
         if tried:
             raise RunError(f"no sound checkpoint in {self.folder}: {'; '.join(tried)}")

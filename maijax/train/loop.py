@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from maijax import optim
+from maijax import optim, plain
 from maijax.config import Experiment
 from maijax.data import pipeline
 from maijax.models import decoder
@@ -26,6 +26,9 @@ from maijax.train.step import compile_step
 from maijax.train.trainer import Trainer
 
 
+TOKENIZER = "tokenizer.model"  # in the run folder, so that it can be moved to another machine
+
+
 class Outcome(NamedTuple):
     """How a run ended."""
 
@@ -37,7 +40,7 @@ class Outcome(NamedTuple):
 def run(experiment: Experiment, folder: Path, *, cache: Path, record: dict[str, Any]) -> Outcome:
     """Trains an experiment in a run folder, or goes on where that folder's run stopped.
 
-    `record` is what experiment.json holds. Raises UserError before anything is written if the experiment,
+    `record` is what experiment.json holds beside the values. Raises UserError before anything is written if the experiment,
     its data or the folder will not do, RunError if training itself cannot go on.
     """
     # 1. Hardware decides nothing but layout and numeric format.
@@ -60,18 +63,21 @@ def run(experiment: Experiment, folder: Path, *, cache: Path, record: dict[str, 
         Interrupt() as interrupt,
         Checkpoints(folder / "checkpoints", keep=train.keep, writer=True) as checkpoints,
     ):
-        new = run_folder.claim(experiment, record)
+        new = run_folder.claim(experiment, record | {"experiment": plain.to_plain(experiment)})
         peak = environment.matmul_peak(cache, jnp.dtype(model.dtype))
-        described = environment.describe() | {"matmul_peak_gflops": peak / 1e9, "corpus": data.describe()}
+        described = environment.describe() | {"matmul_peak_gflops": peak / 1e9, "corpus": data.summary}
+        (folder / TOKENIZER).write_bytes(data.tokenizer.model)
         rundir.write_json(folder / ("environment.json" if new else "environment.resumed.json"), described)
 
         # 3. State: this run's newest sound checkpoint, else from the seed.
         tx = skip.wrap(optim.build(experiment.optim, model, train.steps), experiment.optim)
         identity = fingerprint(rundir.identity(experiment))
         target = state.abstract(model, tx, layout)
-        restored = checkpoints.restore(target, identity=identity, data=data.fingerprint)
+        restored = checkpoints.restore(target, identity=identity, data=data.identity)
         if restored is None:
-            meta = Meta(step=0, identity=identity, data=data.fingerprint, token_hash="0" * 16, seconds=0.0)
+            meta = Meta(
+                step=0, identity=identity, data=data.identity, token_hash=pipeline.START_HASH, seconds=0.0
+            )
             now = state.create(model, tx, layout, train.seed)
         else:
             now, meta = restored
@@ -84,6 +90,6 @@ def run(experiment: Experiment, folder: Path, *, cache: Path, record: dict[str, 
             )
             now, meta = trainer.loop(now, meta)
             finished = meta.step == train.steps
-            found = trainer.finish(now.params, meta) if finished else None
+            found = trainer.finish(now.params, meta, cache) if finished else None
         report.write_report(folder)
     return Outcome(step=meta.step, finished=finished, evaluation=found)

@@ -10,7 +10,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from maijax import overrides
+from maijax import plain
 from maijax.config import Experiment
 from maijax.errors import UserError
 
@@ -49,7 +49,7 @@ def find(runs_dir: str | Path, run: str) -> Path:
 
 def identity(experiment: Experiment) -> dict[str, Any]:
     """The values that decide what is computed, by path."""
-    flat = overrides.flatten(experiment)
+    flat = plain.flatten(experiment)
     return {k: v for k, v in flat.items() if not k.startswith(NEUTRAL) and not k.startswith("rules")}
 
 
@@ -120,7 +120,7 @@ def load(folder: Path) -> Experiment:
     """The experiment of a run folder; raises UserError if its file is damaged."""
     file = folder / "experiment.json"
     try:
-        return overrides.from_json(json.dumps(json.loads(file.read_text())["experiment"]))
+        return plain.from_plain(plain.parse_json(file.read_text())["experiment"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file}: cannot be read as an experiment ({error}); restore it, or start anew") from None
 

@@ -8,6 +8,7 @@ import functools
 import math
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ import numpy as np
 
 from maijax import scaling
 from maijax.config import Experiment
-from maijax.data import pipeline
+from maijax.data import pipeline, xz
 from maijax.errors import RunError
 from maijax.parallel.sharding import Layout
 from maijax.serve.generate import generate
@@ -91,11 +92,12 @@ class Trainer:
                 self.checkpoints.save(state, meta)
         return state, meta
 
-    def finish(self, params: Any, meta: Meta) -> Evaluation:
-        """The last look: all held-out text, and a few stories."""
+    def finish(self, params: Any, meta: Meta, cache: Path) -> Evaluation:
+        """The last look: all held-out text, beside what xz makes of it, and a few stories."""
         train = self.experiment.train
         found = self.held_out(params, None)
-        self.log.write(meta.step, "eval", **found._asdict(), limited=False, final=True)
+        beside = {"xz_bits_per_byte": xz.bits_per_byte(self.data, cache)}
+        self.log.write(meta.step, "eval", **found._asdict(), limited=False, final=True, **beside)
         for text in self.sample(params, seed=train.seed, count=FINAL_SAMPLES):
             self.log.write(meta.step, "sample", prompt=train.prompt, text=text, final=True)
         return found
@@ -115,11 +117,11 @@ class Trainer:
         """Stories that begin with the experiment's prompt, the prompt included."""
         model, prompt = self.experiment.model, self.experiment.train.prompt
         tokenizer = self.data.tokenizer
-        ids = tokenizer.encode(prompt, bos=True)
+        ids = [tokenizer.bos, *tokenizer.encode(prompt).tolist()]
         room = model.context - len(ids)
         found = generate(
             params, model, [ids] * count, max_tokens=min(SAMPLE_TOKENS, room), temperature=0.8, top_p=0.95,
-            seed=seed, eos_id=tokenizer.eos_id,
+            seed=seed, eos_id=tokenizer.eos,
         )
         return [prompt + tokenizer.decode(tokens) for tokens in found]
 

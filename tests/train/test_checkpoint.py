@@ -12,6 +12,9 @@ from maijax.train.checkpoint import Checkpoints, Meta, digests
 from maijax.train.state import State
 
 
+DATA = {"seed": 0, "documents": ["a"]}
+
+
 def small_state(step: int) -> State:
     rng = np.random.default_rng(step)
     w = rng.standard_normal((64, 32)).astype(np.float32)
@@ -23,7 +26,7 @@ def small_state(step: int) -> State:
 
 
 def meta(step: int, **changes) -> Meta:
-    return Meta(**{"step": step, "identity": "e", "data": "d", "token_hash": "0", "seconds": 1.5} | changes)
+    return Meta(**{"step": step, "identity": "e", "data": DATA, "token_hash": "0", "seconds": 1.5} | changes)
 
 
 def target() -> State:
@@ -46,7 +49,7 @@ def saved(tmp_path):
 
 def read(folder, **wanted):
     with Checkpoints(folder, writer=True) as checkpoints:
-        return checkpoints.restore(target(), **{"identity": "e", "data": "d"} | wanted)
+        return checkpoints.restore(target(), **{"identity": "e", "data": DATA} | wanted)
 
 
 def test_newest_comes_back_bitwise_and_old_ones_go(saved):
@@ -102,7 +105,7 @@ def test_damaged_steps_are_put_aside_and_all_damaged_is_an_error(saved, damage):
 def test_a_foreign_numbered_folder_blocks_nothing(saved):
     (saved / "99").mkdir()
     with Checkpoints(saved, writer=True) as checkpoints:
-        state, found = checkpoints.restore(target(), identity="e", data="d")
+        state, found = checkpoints.restore(target(), identity="e", data=DATA)
         assert found.step == 3
         checkpoints.save(small_state(4), meta(4))
     assert read(saved)[1].step == 4
@@ -114,10 +117,13 @@ def test_a_save_that_orbax_refuses_is_an_error(saved):
         checkpoints.save(small_state(1), meta(1))
 
 
-@pytest.mark.parametrize(("field", "word"), [("identity", "experiment"), ("data", "data")])
-def test_another_experiment_or_stream_is_refused(saved, field, word):
-    with pytest.raises(UserError, match=f"another {word}"):
-        read(saved, **{field: "x"})
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [("identity", "x", "the experiment"), ("data", {"seed": 1, "documents": ["b"]}, "the documents, the seed")],
+)
+def test_another_experiment_or_stream_is_refused(saved, field, value, words):
+    with pytest.raises(UserError, match=words):
+        read(saved, **{field: value})
     assert read(saved)[1].step == 3  # nothing was put aside
 
 

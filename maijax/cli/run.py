@@ -1,0 +1,140 @@
+"""The verbs that compute: run, eval, generate."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from maijax import plain, provenance, scaling
+from maijax.cli import choose
+from maijax.config import Experiment, SourceConfig
+from maijax.errors import UserError
+
+
+def run(args: argparse.Namespace) -> int:
+    """Trains, or goes on; 0 when finished, 75 when interrupted and saved."""
+    experiment, base = choose.experiment(args)
+    from maijax.data import cachedir
+    from maijax.train import rundir
+
+    folder = rundir.locate(args.runs_dir, args.run_name or default_name(experiment, args))
+    record = {
+        "name": experiment.name,
+        "provenance": provenance.explain(experiment, base),
+        "totals": totals(experiment),
+    }
+    if args.dry_run:
+        rundir.check(folder, experiment)
+        there = (folder / "experiment.json").exists()
+        print(f"would {'go on with' if there else 'start'} {folder}: {experiment.train.steps:,} steps, "
+              f"{experiment.tokens:,} tokens, {record['totals']['parameters']:,} parameters; nothing was written")
+        return 0
+    cache = cachedir.ready(cachedir.default())
+    use_compilation_cache(cache)
+    from maijax.train import loop
+
+    outcome = loop.run(experiment, folder, cache=cache, record=record)
+    if not outcome.finished:
+        print(f"saved at step {outcome.step} of {experiment.train.steps} in {folder}; the same command goes on")
+        return 75
+    assert outcome.evaluation is not None
+    from maijax.train import metrics
+
+    last = [line for line in metrics.read(folder) if line.get("final")]
+    xz = next((line.get("xz_bits_per_byte") for line in last if line["kind"] == "eval"), None)
+    beside = f" (xz -9e, given the training text: {xz:.3f})" if xz else ""
+    for line in last:
+        if line["kind"] == "sample":
+            print("\n" + line["text"])
+            break
+    print(f"\nheld out: {outcome.evaluation.bits_per_byte:.3f} bits per byte{beside}, "
+          f"loss {outcome.evaluation.loss:.4f} over {outcome.evaluation.tokens:,} tokens")
+    print(f"report: {folder / 'report.html'}")
+    return 0
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    """Prints loss and bits per byte of a run on its held-out text, or on any source."""
+    from maijax.data import cachedir, pipeline
+
+    cache = cachedir.ready(cachedir.default())
+    use_compilation_cache(cache)
+    from maijax.train import evaluate, restore, rundir
+
+    trained = restore.open_run(rundir.find(args.runs_dir, args.run))
+    experiment = trained.experiment
+    seq_len = experiment.train.seq_len
+    if args.source:
+        text = pipeline.open_source(
+            SourceConfig(uri=args.source), trained.tokenizer, seq_len=seq_len, cache=cache,
+            errors=experiment.data.errors,
+        )
+    else:
+        text = pipeline.open_data(
+            experiment.data, vocab_size=experiment.model.vocab_size, seq_len=seq_len, seed=experiment.train.seed,
+            cache=cache,
+        )
+    rows = max(1, experiment.train.batch_size // experiment.train.accumulation)
+    scorer = evaluate.make_scorer(experiment.model, trained.layout, rows=rows, seq_len=seq_len)
+    found = evaluate.evaluate(scorer, trained.params, pipeline.held_out_batches(text, rows))
+    said: dict[str, Any] = {
+        "run": args.run, "step": trained.step, "source": args.source or "held out", **found._asdict()
+    }
+    if args.json:
+        print(json.dumps(said))
+    else:
+        print(f"{args.run} at step {trained.step} on {said['source']}: {found.bits_per_byte:.4f} bits per byte, "
+              f"loss {found.loss:.4f} over {found.tokens:,} tokens ({found.bytes:,} bytes)")
+    return 0
+
+
+def generate(args: argparse.Namespace) -> int:
+    """Prints continuations of a prompt, the prompt included."""
+    from maijax.data import cachedir
+
+    use_compilation_cache(cachedir.ready(cachedir.default()))
+    from maijax.serve.generate import generate
+    from maijax.train import restore, rundir
+
+    trained = restore.open_run(rundir.find(args.runs_dir, args.run))
+    model, tokenizer = trained.experiment.model, trained.tokenizer
+    ids = [tokenizer.bos, *tokenizer.encode(args.prompt).tolist()]
+    room = model.context - len(ids)
+    if room < 1:
+        raise UserError(f"--prompt is {len(ids)} tokens long, model.context={model.context}; shorten it")
+    found = generate(
+        trained.params, model, [ids] * args.num, max_tokens=min(args.max_tokens, room),
+        temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, seed=args.seed, eos_id=tokenizer.eos,
+    )
+    print("\n\n---\n\n".join(args.prompt + tokenizer.decode(tokens) for tokens in found))
+    return 0
+
+
+def default_name(experiment: Experiment, args: argparse.Namespace) -> str:
+    """The experiment's name, and every value set: the same command finds its run again."""
+    parts = [experiment.name, *([f"mesh-{args.mesh}"] if args.mesh else []), *args.set]
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(parts))[:100].rstrip("-")
+
+
+def totals(experiment: Experiment) -> dict[str, Any]:
+    counts = scaling.parameters(experiment.model)
+    return {
+        "parameters": counts.total,
+        "active": counts.active,
+        "flops_per_token": scaling.train_flops_per_token(experiment.model, experiment.train.seq_len),
+        "tokens": experiment.tokens,
+        "rules": plain.to_plain(experiment.rules),
+    }
+
+
+def use_compilation_cache(cache: Path) -> None:
+    """Compiled programs are kept between runs; they are native code, so the folder is this user's alone."""
+    import jax
+
+    folder = cache / "xla"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

@@ -1,0 +1,51 @@
+"""A trained run, opened to be looked at: by evaluation, generation, comparison."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from maijax import optim
+from maijax.config import Experiment
+from maijax.data import tokenizer
+from maijax.errors import UserError
+from maijax.models import decoder
+from maijax.parallel.mesh import make_mesh
+from maijax.parallel.sharding import Layout
+from maijax.train import rundir, state
+from maijax.train.checkpoint import Checkpoints, fingerprint
+from maijax.train.loop import TOKENIZER
+
+
+class Trained(NamedTuple):
+    """What a run folder holds, ready for use on this process's devices."""
+
+    experiment: Experiment
+    step: int
+    params: Any
+    layout: Layout
+    tokenizer: tokenizer.Tokenizer
+
+
+def open_run(folder: Path) -> Trained:
+    """The run's newest sound checkpoint; raises UserError if it has none yet, changes nothing."""
+    experiment = rundir.load(folder)
+    identity = fingerprint(rundir.identity(experiment))
+    # The weights were trained in the format that the file names; here they may be used in this machine's.
+    usable = dataclasses.replace(
+        experiment.model, dtype="auto" if jax.default_backend() == "cpu" else experiment.model.dtype, layers="auto"
+    )
+    model = decoder.resolve(usable, jax.default_backend())
+    layout = Layout.of(make_mesh(experiment.mesh), experiment.mesh)
+    tx = optim.wrap(optim.build(experiment.optim, experiment.model, experiment.train.steps), experiment.optim)
+    with Checkpoints(folder / "checkpoints", writer=False) as checkpoints:
+        found = checkpoints.restore(state.abstract(model, tx, layout), identity=identity, data=None)
+    if found is None:
+        raise UserError(f"run {folder} has no checkpoint yet; `maijax run` writes one")
+    return Trained(
+        experiment=dataclasses.replace(experiment, model=model), step=found[1].step, params=found[0].params,
+        layout=layout, tokenizer=tokenizer.load(folder / TOKENIZER),
+    )
