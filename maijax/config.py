@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 from maijax.errors import UserError
 
@@ -297,10 +297,10 @@ class Experiment:
         return self
 
 
-def blocks(value: object, path: str = "") -> Iterator[tuple[str, object]]:
+def blocks(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     """(path, block) of a dataclass and of every dataclass inside it, tuples included, outermost first."""
     yield path, value
-    for field in dataclasses.fields(value):  # pyright: ignore[reportArgumentType]
+    for field in dataclasses.fields(value):
         child = getattr(value, field.name)
         here = f"{path}.{field.name}" if path else field.name
         if dataclasses.is_dataclass(child):

@@ -147,8 +147,10 @@ def convert(hint: Any, plain: Any, path: str, problems: list[str], *, complete: 
     elif get_origin(kind) is Literal:
         if isinstance(plain, str) and plain in get_args(kind):
             return plain
-    elif kind is float and type(plain) in (int, float) and abs(plain) <= sys.float_info.max:
-        return float(plain)
+    elif kind is float:
+        # A longer whole number has no float; a bool is an int to Python, not to us.
+        if isinstance(plain, int | float) and type(plain) is not bool and abs(plain) <= sys.float_info.max:
+            return float(plain)
     elif kind in (int, bool, str) and type(plain) is kind:
         return plain
     problems.append(f"{path}={plain!r} must be {wanted(hint)}")

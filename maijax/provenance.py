@@ -21,7 +21,7 @@ def explain(experiment: Experiment, base: Experiment | None = None) -> dict[str,
     blocks = registry.building_blocks()
     base = experiment if base is None else base
     own = f"experiment {base.name}"
-    origins = dict.fromkeys(plain.METADATA, own)
+    origins: dict[str, str] = dict.fromkeys(plain.METADATA, own)
     for field in dataclasses.fields(base):
         if field.name not in plain.METADATA:
             _explain(getattr(base, field.name), field.name, None, blocks, origins, own)
@@ -48,8 +48,7 @@ def _explain(
             _explain(value, here, inherited, blocks, origins, own)
         elif isinstance(value, tuple) and value and dataclasses.is_dataclass(value[0]):
             for i, item in enumerate(value):
-                same_place = named is not None and isinstance(theirs, tuple) and i < len(theirs)
-                part = (named[0], theirs[i]) if named is not None and same_place else None
+                part = (named[0], theirs[i]) if named and isinstance(theirs, tuple) and i < len(theirs) else None
                 _explain(item, f"{here}[{i}]", part, blocks, origins, own)
         elif named is not None and value != theirs:
             origins[here] = own

@@ -23,7 +23,7 @@ Language-model research in JAX: an experiment is a value, and every size goes th
   maijax generate phi_tiny --prompt "Once upon a time"
   maijax diff phi_tiny mai_500b            what differs between small and large, and why
 """
-_CODES = "Exit codes: 0 done, 1 the run failed, 2 bad input, 130 interrupted."
+_CODES = "Exit codes: 0 done, 1 failed, 2 bad input, 75 stopped and saved (the same command goes on), 130 interrupted."
 _SETTINGS = """\
 Values are set with --set PATH=VALUE, as often as you like; `maijax show NAME` prints every path.
 

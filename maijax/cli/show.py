@@ -6,7 +6,6 @@ import argparse
 import fnmatch
 import json
 import os
-from collections.abc import Iterable
 from typing import Any
 
 from maijax import overrides, plain, provenance, registry, scaling

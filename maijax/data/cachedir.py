@@ -38,7 +38,7 @@ def ready(cache: Path) -> Path:
 
 @contextlib.contextmanager
 def locked(cache: Path, name: str) -> Iterator[None]:
-    """Holds the lock `name` against other processes and threads; it ends with its holder, even a killed one."""
+    """Holds the lock `name` against other processes and threads; it ends with its holder, killed or not."""
     folder = cache / "locks"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with open(folder / f"{name}.lock", "a") as handle:

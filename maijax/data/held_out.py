@@ -64,7 +64,7 @@ class HeldOut:
         tokens = store[document]
         if whole == of_pieces:
             return int(pieces[tokens[begin:end]].sum(dtype=np.int64))
-        # A tokenizer that adds or drops characters: the text is shared out in proportion to its tokens' lengths.
+        # A tokenizer that adds or drops characters: the text is shared out by the lengths of its tokens.
         if not of_pieces:
             return whole if end == len(tokens) else 0
         before, after = (int(pieces[tokens[:k]].sum(dtype=np.int64)) for k in (begin, end))
@@ -75,8 +75,8 @@ class HeldOut:
     ) -> Iterator[tuple[Row, int]]:
         """(batch [rows, seq_len], bytes of text that it scores); the last is filled up with padding.
 
-        limit: rows at most, spread evenly over the text. host_index, host_count: this host's rows of each batch
-        of batch_size; every host gets the same number of batches.
+        limit: rows at most, spread evenly over the text. host_index, host_count: this host's rows of each
+        batch of batch_size; every host gets the same number of batches.
 
         Raises: UserError if there is nothing to score or the hosts do not divide the batch.
         """

@@ -17,8 +17,8 @@ MIXTURE = 1  # goes up when the same weights would give another pattern
 class Mixture:
     """Rows are dealt to the sources in a fixed pattern in which each source's rows lie evenly spread.
 
-    Every row has the same number of tokens, so that shares of rows are shares of tokens. A pattern holds exact
-    shares, and the first n rows of one differ from them by less than one row for each source.
+    Every row has the same number of tokens, so that shares of rows are shares of tokens. A pattern holds the
+    exact shares, and its first n rows differ from them by less than one row for each source.
     """
 
     def __init__(self, weights: Sequence[float]) -> None:

@@ -1,8 +1,8 @@
 """The order of training: which tokens a row holds, as a pure function of (seed, row).
 
-The documents of an epoch, permuted, form one stream; epoch follows epoch without a gap. Row r holds the tokens
-r*S .. r*S + S of the stream (S + 1 of them: inputs, and targets one further), so that over an epoch every token
-is an input once, and a target once unless it begins a document. An epoch's last row runs on into the next epoch.
+The documents of an epoch, permuted, form one stream; epoch follows epoch without a gap. Row r holds tokens
+r*S .. r*S + S of the stream (S + 1 of them: inputs, and targets one further), so that over an epoch every
+token is an input once, and a target once unless it begins a document. The last row runs on into the next.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ Row = dict[str, np.ndarray]
 class Rows:
     """An endless sequence of training rows over one store; may be read by several threads.
 
-    rows[r]: tokens, targets, segments, positions int32 and weights float32, each [seq_len]. Segments count from
-    1 in the row; positions count from 0 in each document, and at the start of a row that continues one; weights
-    are 0 at a document's last token, whose target would be another document's first, and 1 elsewhere.
+    rows[r]: tokens, targets, segments, positions int32 and weights float32, each [seq_len]. Segments count
+    from 1 in the row; positions count from 0 in each document, and at the start of a row that continues one;
+    weights are 0 at a document's last token, whose target would be another document's first, and 1 elsewhere.
     """
 
     def __init__(self, store: Store, *, seq_len: int, seed: int, source: int = 0) -> None:

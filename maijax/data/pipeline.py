@@ -93,7 +93,7 @@ def open_data(data: DataConfig, *, vocab_size: int, seq_len: int, seed: int, cac
     for part in ready.parts:
         if (most := max(part.train.meta.max_token, part.held_out.meta.max_token)) >= vocab_size:
             raise UserError(
-                f"data source {part.uri} holds token {most}, which model.vocab_size={vocab_size} must exceed; "
+                f"data source {part.uri} holds token {most}, beyond model.vocab_size={vocab_size}; "
                 f"set model.vocab_size={most + 1} or more"
             )
     identity = {
@@ -152,8 +152,8 @@ def batches(
     """This host's (batch, digest) of step start_step and all after it, read ahead in the background.
 
     Step s holds rows s * batch_size .. (s + 1) * batch_size - 1, host h the h-th equal part of them; arrays
-    are [batch_size / host_count, seq_len]. The digests of a step's hosts add up, modulo 2^64, to the digest that
-    one host alone would give; feed it to `roll`. workers: processes that build batches; 0: threads of this one.
+    are [batch_size / host_count, seq_len]. The digests of a step's hosts add up, modulo 2^64, to the digest
+    that one host alone would give; feed it to `roll`. workers: processes that build batches; 0: threads.
 
     Raises: UserError if the hosts do not divide the batch; RunError, while reading, if a worker dies.
     """

@@ -33,8 +33,8 @@ def documents(uri: str, *, field: str, errors: Errors, cache: Path, counts: Coun
     """The corpus's documents in a fixed order, each valid UTF-8 and not blank; what is left out is counted.
 
     A JSON line is a document, its text in `field`. A text file is one document, or several if lines that hold
-    only <|endoftext|> divide it; its CRLF become LF, and empty lines around a document are dropped. A folder is
-    read recursively in the order of its sorted paths, hidden files left out.
+    only <|endoftext|> divide it; its CRLF become LF, and empty lines around a document are dropped. A folder
+    is read recursively in the order of its sorted paths, hidden files left out.
 
     Raises: UserError, naming file and line, for what cannot be read, parsed or decoded.
     """
@@ -136,7 +136,7 @@ def _decoder(counts: Counts, errors: Errors) -> Callable[[bytes, str], str]:
         except UnicodeDecodeError as error:
             if errors == "strict":
                 raise UserError(
-                    f"{where}: invalid UTF-8 (byte 0x{raw[error.start]:02x}, number {error.start + 1} there); "
+                    f"{where}: invalid UTF-8 (0x{raw[error.start]:02x}, byte {error.start + 1} of the line); "
                     f"convert the file, or set data.errors=replace"
                 ) from None
         text = raw.decode(errors="replace")

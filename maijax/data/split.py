@@ -18,9 +18,9 @@ def content_hash(text: str) -> int:
 def held_out(hashes: Sequence[np.ndarray], share: float, names: Sequence[str]) -> list[np.ndarray]:
     """For each source's uint64 content hashes, a boolean each: is the document held out?
 
-    A document is held out if its hash lies in the lowest `share` of all hashes; it stays where it is when a corpus
-    grows. Where this would leave a source without training text, or nothing held out at all, the nearest document
-    changes sides, and its copies with it.
+    A document is held out if its hash lies in the lowest `share` of all hashes; it stays where it is when a
+    corpus grows. Where this would leave a source without training text, or nothing held out at all, the
+    nearest document changes sides, and its copies with it.
 
     Raises: UserError if there are too few different documents for both sides.
     """
@@ -38,8 +38,9 @@ def held_out(hashes: Sequence[np.ndarray], share: float, names: Sequence[str]) -
         spare = [index for index, value in enumerate(everything.tolist()) if value not in alone]
         if not spare:
             raise UserError(
-                f"data source {names[0]}: {len(everything)} different document(s) cannot be divided into training and "
-                f"held-out text; give more, one JSON line each, or divide a text file by lines of <|endoftext|>"
+                f"data source {names[0]}: {len(everything)} different document(s) cannot be divided into "
+                f"training and held-out text; give more files or JSON lines, or divide a text file by lines "
+                f"that hold only <|endoftext|>"
             )
         chosen[spare[0]] = True
     return [chosen[np.searchsorted(everything, of_source)] for of_source in hashes]

@@ -16,8 +16,8 @@ from maijax.data import cachedir
 from maijax.data.tokenizer import Tokenizer
 
 FORMAT = 1
-# Up to this size the tokens are read through and compared with their digest at every opening (about 0.1 s); above,
-# only when the file's size or times are not those of the last check.
+# Up to this size the tokens are read through and compared with their digest at every opening (about 0.1 s);
+# above, only when the file's size or times are not those of the last check.
 _ALWAYS_CHECK = 64 * 2**20
 _BLOCK = 2**22
 
@@ -42,8 +42,8 @@ class Meta:
 class Store:
     """Documents as token ids, each with BOS before and EOS after. Read-only; may be sent to other processes.
 
-    tokens [tokens] uint16 or uint32; offsets [documents + 1] int64; text_bytes [documents] int64, bytes of each
-    text; piece_bytes [documents] int64, the sum of its tokens' byte lengths: the same for a lossless tokenizer.
+    tokens [tokens] uint16 or uint32; offsets [documents + 1] int64; text_bytes [documents] int64, bytes of
+    each text; piece_bytes [documents] int64, the sum of its tokens' byte lengths: the same if none is lost.
     """
 
     def __init__(self, folder: Path) -> None:

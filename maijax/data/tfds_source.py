@@ -89,8 +89,8 @@ def _builder(uri: str, cache: Path) -> Any:
         raise UserError(
             f"data source {uri}: TFDS knows no dataset '{name}'; TFDS_DATA_DIR says where prepared ones lie"
         ) from None
-    except (ValueError, AssertionError) as error:
-        raise UserError(f"data source {uri}: {_first_line(error)}") from None
+    except Exception as error:  # a builder's own code runs here, which may want TensorFlow
+        raise UserError(f"data source {uri} cannot be opened ({_first_line(error)})") from None
     if not Path(builder.data_path).exists():
         builder = _prepared(uri, name, folder, cache)
     if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:

@@ -85,7 +85,7 @@ class Tokenizer:
 
     def encode_many(self, texts: Sequence[str]) -> list[np.ndarray]:
         """The tokens of each text, on all cores."""
-        # The sign itself would come back as a space: it is spelled in bytes, the text around it encoded apart.
+        # The sign itself would come back as a space: it is spelled in bytes, the text around it apart.
         parts = [text.split(_MARK) if self._mark else [text] for text in texts]
         lines = [self._divided(part) for of_text in parts for part in of_text]
         encoded = iter(

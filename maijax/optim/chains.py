@@ -60,7 +60,7 @@ def build(optim: OptimConfig, model: ModelConfig, steps: int) -> optax.GradientT
     rules = _rules(optim, model, steps, {p: w for p, w in declared.items() if w.trained})
 
     def init(params: Tree) -> ChainState:
-        flat = _flatten(params, declared)
+        flat = {path: p.astype(jnp.float32) for path, p in _flatten(params, declared).items()}
         states = {name: rule.direction.init(_nest(flat, rule.weights)) for name, rule in rules.items()}
         return ChainState(jnp.zeros((), jnp.int32), states)
 

@@ -52,7 +52,6 @@ class Trainer:
             self.data, batch_size=train.batch_size, start_step=meta.step, host_index=jax.process_index(),
             host_count=jax.process_count(), workers=self.experiment.data.workers,
         )
-        saved = meta.step
         with Progress(total=train.steps, start=meta.step) as bar:
             for done in range(meta.step + 1, train.steps + 1):
                 # Dispatch. The batch is read while the step before is still computing.
@@ -70,11 +69,11 @@ class Trainer:
                 # Now and then, off the steady path.
                 asked = self.interrupt.asked is not None
                 if asked or done == train.steps or _due(done, train.checkpoint_every):
-                    meta = dataclasses.replace(meta, seconds=window.seconds())
                     if (record := window.settle(behind=0)) is not None:
                         self.tell(bar, record)
-                    self.checkpoints.save(state, meta)
-                    saved = done
+                    with window.pause():
+                        meta = dataclasses.replace(meta, seconds=window.seconds())
+                        self.checkpoints.save(state, meta)
                 if asked:
                     bar.note(f"stopped by {self.interrupt.asked.name} at step {done}, saved")  # pyright: ignore
                     break
@@ -88,8 +87,6 @@ class Trainer:
                             text = self.sample(state.params, seed=done)[0]
                             self.log.write(done, "sample", prompt=train.prompt, text=text)
                             bar.note(f"step {done}: {' '.join(text.split())[:300]}")
-            if saved != meta.step:
-                self.checkpoints.save(state, meta)
         return state, meta
 
     def finish(self, params: Any, meta: Meta, cache: Path) -> Evaluation:
@@ -158,6 +155,7 @@ class Window:
         self._base, self._opened = seconds, time.perf_counter()
         self._since, self._paused = self._opened, 0.0
         self._pausing: float | None = None
+        self._compiling, self._untimed = True, 0
 
     def seconds(self) -> float:
         """Spent in the loop by this run so far, evaluation and samples included, former sessions too."""
@@ -183,6 +181,8 @@ class Window:
             item = self.flying.popleft()
             item[1]["loss"].block_until_ready()
             self.landed.append(item)
+            if self._compiling:  # the first step's time is the compiler's, not the machine's
+                self._compiling, self._since, self._paused, self._untimed = False, time.perf_counter(), 0.0, 1
             step = item[0].step
             if step % self.train.log_every == 0 or step == self.train.steps:
                 record = self._record()
@@ -193,7 +193,8 @@ class Window:
         meta = self.landed[-1][0]
         values = jax.device_get([metrics for _, metrics, _ in self.landed])
         spent = max(now - self._since - self._paused, 1e-9)
-        rate = len(values) * self.train.batch_size * self.train.seq_len / spent
+        timed = len(values) - self._untimed
+        rate = timed * self.train.batch_size * self.train.seq_len / spent
         record: dict[str, Any] = {"step": meta.step}
         for key in values[-1]:
             column = np.asarray([v[key] for v in values], np.float64)
@@ -211,7 +212,7 @@ class Window:
             "token_hash": meta.token_hash,
             "seconds": self.seconds(),
         }
-        self.landed, self._since, self._paused = [], now, 0.0
+        self.landed, self._since, self._paused, self._untimed = [], now, 0.0, 0
         return record
 
 

@@ -6,12 +6,11 @@ import dataclasses
 import math
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hf_weights import from_hf
-from tiny_models import tiny
+from tiny_models import quick, tiny
 
 from maijax.config import ModelConfig, RopeConfig
 from maijax.models import decoder
@@ -106,7 +105,7 @@ def difference(model: Any, cfg: ModelConfig, params: Any, *, batch: int = 2) -> 
     tokens = np.random.default_rng(0).integers(0, cfg.vocab_size, (batch, LENGTH))
     with torch.no_grad():
         theirs = model(torch.tensor(tokens)).logits.numpy()
-    ours = np.asarray(jax.jit(lambda p, t: decoder.logits(p, cfg, t))(params, jnp.asarray(tokens)))
+    ours = np.asarray(quick(lambda p, t: decoder.logits(p, cfg, t))(params, jnp.asarray(tokens)))
     assert ours.shape == (batch, LENGTH, cfg.vocab_size)
     assert 0.3 < theirs.std() < 30, "logits too flat or too wild for a comparison"
     return float(np.abs(ours - theirs).max())

@@ -38,7 +38,7 @@ def tiny(**changes: Any) -> ModelConfig:
 
 def weights(cfg: ModelConfig, seed: int = 0) -> Any:
     """Initial weights with ones and zeros (norms, router bias) moved off their neutral values."""
-    params = jax.jit(lambda key: decoder.init(cfg, key))(jax.random.key(seed))
+    params = quick(lambda key: decoder.init(cfg, key))(jax.random.key(seed))
 
     def move(path: Any, leaf: jax.Array) -> jax.Array:
         name = path[-1].key
@@ -48,3 +48,9 @@ def weights(cfg: ModelConfig, seed: int = 0) -> Any:
         return leaf
 
     return jax.tree_util.tree_map_with_path(move, params)
+
+
+def quick(function: Any) -> Any:
+    """jax.jit that compiles in half the time; the program runs once, so its speed is no matter."""
+    options = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+    return jax.jit(function, compiler_options=options)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maijax.config import OptimConfig
@@ -47,6 +47,7 @@ def test_plain_numbers_touch_no_device():
     assert isinstance(schedule(OptimConfig(), 100)(3), np.ndarray | np.floating)
 
 
+@settings(deadline=None, max_examples=40)
 @given(
     st.sampled_from(["wsd", "cosine", "constant"]),
     st.integers(0, 30),
@@ -61,5 +62,5 @@ def test_positive_bounded_and_equal_in_jax(name, warmup, steps, fraction, final)
     rate = schedule(optim, steps)
     found = np.array([rate(n) for n in range(steps)])
     assert (found > 0).all() and (found <= 1e-2 * (1 + 1e-6)).all()
-    traced = jax.vmap(rate)(jnp.arange(steps))
+    traced = rate(jnp.arange(64))[:steps]
     np.testing.assert_allclose(found, traced, rtol=2e-5, atol=1e-9)

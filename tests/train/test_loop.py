@@ -57,7 +57,7 @@ def experiment(corpus, *, workers: int = 0, name: str = "muon", **train) -> Expe
             held_out=0.2, workers=workers,
         ),
         train=TrainConfig(**({
-            "steps": 12, "batch_size": 4, "seq_len": 32, "log_every": 1, "eval_every": 6, "eval_sequences": 8,
+            "steps": 12, "batch_size": 8, "seq_len": 32, "log_every": 1, "eval_every": 6, "eval_sequences": 8,
             "sample_every": None, "checkpoint_every": 5,
         } | train)),
         mesh=MeshConfig(data=1) if jax.device_count() == 1 else MeshConfig(rules=RULES),
@@ -86,7 +86,7 @@ def told(folder) -> dict[int, tuple[float, str]]:
 @pytest.fixture(scope="module")
 def whole(corpus, cache, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    outcome = go(experiment(corpus, batch_size=8), folder, cache)
+    outcome = go(experiment(corpus), folder, cache)
     assert outcome.finished
     return folder
 
@@ -117,9 +117,9 @@ def test_stopped_and_gone_on_is_never_stopped(whole, corpus, cache, tmp_path, mo
 
     monkeypatch.setattr(Trainer, "place", falls_over)
     with pytest.raises(RuntimeError, match="power"):
-        go(experiment(corpus, batch_size=8), tmp_path / "again", cache)
+        go(experiment(corpus), tmp_path / "again", cache)
     monkeypatch.undo()
-    outcome = go(experiment(corpus, batch_size=8, workers=workers), tmp_path / "again", cache)
+    outcome = go(experiment(corpus, workers=workers), tmp_path / "again", cache)
     assert outcome.finished
     assert told(tmp_path / "again") == told(whole)
     for a, b in zip(trained(tmp_path / "again"), trained(whole), strict=True):
@@ -128,21 +128,21 @@ def test_stopped_and_gone_on_is_never_stopped(whole, corpus, cache, tmp_path, mo
 
 def test_a_finished_run_only_looks_again(whole, corpus, cache):
     before = told(whole)
-    assert go(experiment(corpus, batch_size=8), whole, cache).finished
+    assert go(experiment(corpus), whole, cache).finished
     assert told(whole) == before
 
 
 def test_another_experiment_in_the_folder_is_refused_with_the_difference(whole, corpus, cache):
     before = sorted(p.name for p in whole.iterdir())
     with pytest.raises(UserError, match=r"train.seed was 0, is 1"):
-        go(experiment(corpus, batch_size=8, seed=1), whole, cache)
+        go(experiment(corpus, seed=1), whole, cache)
     with pytest.raises(UserError, match=r"optim.name was 'muon', is 'lion'"):
-        go(experiment(corpus, batch_size=8, name="lion"), whole, cache)
+        go(experiment(corpus, name="lion"), whole, cache)
     assert sorted(p.name for p in whole.iterdir()) == before
 
 
 def test_a_corpus_that_changed_is_refused(corpus, cache, tmp_path):
-    exp = experiment(corpus, steps=2, checkpoint_every=1, batch_size=8)
+    exp = experiment(corpus, steps=2, checkpoint_every=1)
     own = tmp_path / "own.jsonl"
     own.write_text((corpus / "tales.jsonl").read_text())
     exp = dataclasses.replace(exp, data=dataclasses.replace(exp.data, sources=(SourceConfig(uri=str(own)),)))
@@ -169,7 +169,7 @@ def test_a_run_that_cannot_learn_halts_with_sound_weights(corpus, cache, tmp_pat
         return place(self, batch | {"weights": np.full_like(batch["weights"], np.nan)})
 
     monkeypatch.setattr(Trainer, "place", spoiled)
-    exp = experiment(corpus, batch_size=8, checkpoint_every=2)
+    exp = experiment(corpus, checkpoint_every=2)
     exp = dataclasses.replace(exp, optim=dataclasses.replace(exp.optim, max_skipped=3))
     with pytest.raises(RunError, match="skipped"):
         go(exp, tmp_path / "run", cache)
