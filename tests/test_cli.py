@@ -125,6 +125,12 @@ def test_a_bug_keeps_its_traceback(monkeypatch):
         cli.main(["list"])
 
 
+def test_a_reader_that_leaves_early_is_no_error():
+    program = f"{sys.executable} -m maijax show mai_500b | head -n 1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("mai_500b")
+
+
 def test_list(capsys):
     code, out, err = run(capsys, "list")
     names = [line.split()[0] for line in out.splitlines() if not line.startswith(" ")]

@@ -156,7 +156,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             top.print_help()
             return 2
         module, _, function = args.target.partition(":")
-        return getattr(importlib.import_module(f"maijax.cli.{module}"), function)(args) or 0
+        code = getattr(importlib.import_module(f"maijax.cli.{module}"), function)(args)
+        sys.stdout.flush()  # here, where a reader that left can still be caught
+        return code or 0
     except UserError as error:
         return _tell(error, 2)
     except RunError as error:

@@ -10,7 +10,6 @@ The cache folder holds, each under a hash of what decides it:
 from __future__ import annotations
 
 import array
-import contextlib
 import dataclasses
 import hashlib
 import json
@@ -120,8 +119,8 @@ def _from_index(data: DataConfig, key: str, vocab_size: int, cache: Path) -> Cor
         if tokens.sha256 != index["tokenizer"]:
             return None
     else:
-        path = cache / "tokenizers" / index["tokenizer_file"]
-        if not path.is_file() or (tokens := tokenizer.load(path)).sha256 != index["tokenizer"]:
+        tokens = _cached_tokenizer(cache / "tokenizers" / index["tokenizer_file"])
+        if tokens is None or tokens.sha256 != index["tokenizer"]:
             return None
     parts = []
     for source, part in zip(data.sources, index["parts"], strict=True):
@@ -211,16 +210,25 @@ def _tokenizer(
         return tokenizer.load(Path(data.tokenizer)).check(vocab_size, data.tokenizer), ""
     decided = [tokenizer.RECIPE, sentencepiece.__version__, data.tokenizer_kind, vocab_size, _TOKENIZER_BYTES]
     key = _key([*decided, [[scan.digest, _sides(held)] for scan, held in zip(scans, chosen, strict=True)]])
-    path = cache / "tokenizers" / f"{key}.model"
+    path = cache / "tokenizers" / f"{key}.checked"
     with cachedir.locked(cache, f"tokenizer-{key}"):
-        if path.is_file():
-            with contextlib.suppress(UserError):
-                return tokenizer.load(path), path.name
+        if cached := _cached_tokenizer(path):
+            return cached, path.name
         with progress(f"training a tokenizer of {vocab_size} tokens"):
             texts = _tokenizer_texts(data, scans, chosen, cache)
             trained = tokenizer.train(texts, vocab_size=vocab_size, kind=data.tokenizer_kind)
-        cachedir.write_file(path, trained.model)
+        cachedir.write_file(path, trained.sha256.encode() + trained.model)
     return trained, path.name
+
+
+def _cached_tokenizer(path: Path) -> Tokenizer | None:
+    """The tokenizer in a file that begins with its SHA-256 in hex; None if it is not there, or damaged."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    sha256, model = content[:64], content[64:]
+    return Tokenizer(model) if hashlib.sha256(model).hexdigest().encode() == sha256 else None
 
 
 def _tokenizer_texts(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import bz2
 import dataclasses
 import gzip
-import io
 import json
 import lzma
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from maijax.data import tfds_source
+from maijax.data.zstd import open_zstd
 from maijax.errors import UserError
 
 Errors = Literal["strict", "replace"]
@@ -174,19 +174,11 @@ def _open(path: Path) -> Any:
     return _OPENERS.get(path.suffix.lower(), lambda p: open(p, "rb"))(path)
 
 
-def _open_zstd(path: Path) -> Any:
-    try:
-        import zstandard  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        raise UserError(f"{path} needs the package zstandard to be read; install it, or recompress") from None
-    return io.BufferedReader(zstandard.open(path, "rb"))  # lines cannot be read from it as it is
-
-
 _OPENERS: dict[str, Callable[[Path], Any]] = {
     ".gz": lambda path: gzip.open(path, "rb"),
     ".bz2": lambda path: bz2.open(path, "rb"),
     ".xz": lambda path: lzma.open(path, "rb"),
-    ".zst": _open_zstd,
+    ".zst": open_zstd,
 }
 
 

@@ -42,7 +42,7 @@ def texts(
     name, split = parse(uri)
     builder = _builder(uri, cache)
     if field not in (builder.info.features or {}):
-        there = ", ".join(map(repr, builder.info.features or {})) or "none"
+        there = ", ".join(map(repr, sorted(builder.info.features or {}))) or "none"
         raise UserError(f"data source {uri}: no field '{field}'; its fields: {there}; set `field`")
     # Only the text is decoded: other features may be large, or need packages that are not here.
     only = tfds.features.FeaturesDict({field: builder.info.features[field]})

@@ -51,6 +51,6 @@ def schedule(optim: OptimConfig, steps: int, *, peak: float | None = None) -> Sc
         xp = jnp if isinstance(step, jax.Array) else np
         step = xp.asarray(step, xp.float32)
         warm = xp.minimum(1.0, (step + 1.0) / optim.warmup) if optim.warmup else 1.0
-        return xp.asarray(top * warm * shape(step, xp), xp.float32)
+        return xp.asarray(top * warm * shape(step, xp) * xp.ones_like(step), xp.float32)
 
     return rate

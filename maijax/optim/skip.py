@@ -83,15 +83,11 @@ def wrap(tx: optax.GradientTransformation, optim: OptimConfig) -> optax.Gradient
 
 
 def read(state: GuardState) -> dict[str, jax.Array]:
-    """For the log: grad_norm (before clipping), skipped, skipped_in_row, and updates (steps really made).
-
-    The step that led here ran at `schedule(updates - 1)`.
-    """
+    """For the log: grad_norm (before clipping), and how many steps were skipped, in all and in a row."""
     return {
         "grad_norm": state.grad_norm,
         "skipped": state.skipped,
         "skipped_in_row": state.skipped_in_row,
-        "updates": state.good,
     }
 
 

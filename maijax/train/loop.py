@@ -16,7 +16,7 @@ from maijax.models import decoder
 from maijax.optim import skip
 from maijax.parallel.mesh import make_mesh
 from maijax.parallel.sharding import Layout
-from maijax.train import environment, report, rundir, state
+from maijax.train import environment, metrics, report, rundir, state
 from maijax.train.checkpoint import Checkpoints, Meta, fingerprint
 from maijax.train.evaluate import Evaluation
 from maijax.train.interrupt import Interrupt
@@ -82,8 +82,10 @@ def run(experiment: Experiment, folder: Path, *, cache: Path, record: dict[str, 
         else:
             now, meta = restored
 
-        # 4. The loop, then the last look: all held-out text, a story.
-        with MetricLog(folder, resume_step=meta.step) as log:
+        # 4. The loop, then the last look: all held-out text, a story. A run that has had it is only told of.
+        if meta.step == train.steps and (found := last_look(folder)) is not None:
+            return Outcome(step=meta.step, finished=True, evaluation=found)
+        with MetricLog(folder, resume_step=meta.step, enabled=jax.process_index() == 0) as log:
             trainer = Trainer(
                 experiment=experiment, layout=layout, data=data, log=log, checkpoints=checkpoints,
                 interrupt=interrupt, peak=peak, step=compile_step(experiment, tx, layout),
@@ -93,3 +95,11 @@ def run(experiment: Experiment, folder: Path, *, cache: Path, record: dict[str, 
             found = trainer.finish(now.params, meta, cache) if finished else None
         report.write_report(folder)
     return Outcome(step=meta.step, finished=finished, evaluation=found)
+
+
+def last_look(folder: Path) -> Evaluation | None:
+    """The final evaluation that a run folder holds, if it has come so far."""
+    for line in metrics.read(folder):
+        if line["kind"] == "eval" and line.get("final"):
+            return Evaluation(**{name: line[name] for name in Evaluation._fields})
+    return None

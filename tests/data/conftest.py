@@ -54,6 +54,11 @@ class Numbers:
     piece_bytes[:3] = 0
 
 
+@pytest.fixture(scope="session")
+def numbers() -> Numbers:
+    return Numbers()
+
+
 @pytest.fixture
 def numbered(tmp_path):
     """Makes a store of documents of so many tokens (BOS and EOS besides), every token different."""

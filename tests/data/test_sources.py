@@ -43,9 +43,13 @@ def test_zstd(tmp_path, monkeypatch):
     else:
         path.write_bytes(zstandard.compress(jsonl({"text": "one"}, {"text": "two"})))
         assert read(path) == ["one", "two"]
-        path.write_bytes(zstandard.compress(jsonl({"text": "one"}) * 999)[:-8])
-        with pytest.raises(UserError, match=r"a\.jsonl\.zst"):
-            read(path)
+        frames = [zstandard.compress(jsonl(*({"text": f"{i} {i * i}"} for i in range(k, k + 9999)))) for k in (0, 9999)]
+        path.write_bytes(b"".join(frames))
+        assert read(path) == [f"{i} {i * i}" for i in range(2 * 9999)]
+        for damaged in (frames[0][:-8], frames[0][: len(frames[0]) // 2], frames[0] + frames[1][:5], b"", b"plain"):
+            path.write_bytes(damaged)
+            with pytest.raises(UserError, match=r"a\.jsonl\.zst cannot be read"):
+                read(path)
         monkeypatch.setitem(sys.modules, "zstandard", None)
     with pytest.raises(UserError, match="needs the package zstandard"):
         read(path)

@@ -1,6 +1,5 @@
 """Learning rates: golden points worked out by hand, and NumPy equal to JAX."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
