@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh
@@ -11,7 +12,7 @@ from maijax.config import MESH_AXES, MeshConfig
 from maijax.errors import UserError
 
 
-def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh over the devices (default: all of this job), axes in the order of `MESH_AXES`.
 
     Raises UserError if the sizes do not fit the devices, or if several devices would all do the same work.

@@ -158,23 +158,22 @@ class Checkpoints:
         return None
 
     def _read(self, step: int, target: State) -> tuple[State, Meta]:
-        small = self._manager.restore(
+        small: Any = self._manager.restore(
             step,
             args=ocp.args.Composite(
                 digest=ocp.args.JsonRestore(),  # pyright: ignore[reportCallIssue]
                 meta=ocp.args.JsonRestore(),  # pyright: ignore[reportCallIssue]
             ),
         )
-        state = self._manager.restore(
+        whole: Any = self._manager.restore(
             step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))  # pyright: ignore[reportCallIssue]
-        ).state
-        for (path, _), word, found in zip(
-            jax.tree_util.tree_leaves_with_path(state), small.digest["leaves"], jax.device_get(digests(state)),
-            strict=True,
-        ):
+        )
+        leaves = jax.tree_util.tree_leaves_with_path(whole.state)
+        found_words = jax.device_get(digests(whole.state))
+        for (path, _), word, found in zip(leaves, small.digest["leaves"], found_words, strict=True):
             if int(found) != word:
                 raise ValueError(f"{jax.tree_util.keystr(path)} is damaged")
-        return state, Meta(**small.meta)
+        return whole.state, Meta(**small.meta)
 
     def _put_aside(self, step: int, why: str) -> None:
         log.warning("checkpoint %d in %s cannot be used: %s", step, self.folder, why)
@@ -199,7 +198,8 @@ class Checkpoints:
 
 
 def _finished(path: Path) -> bool:
-    return path.is_dir() and not path.is_symlink() and all((path / item).is_dir() for item in ("state", "digest", "meta"))
+    items = (path / name for name in ("state", "digest", "meta"))
+    return path.is_dir() and not path.is_symlink() and all(item.is_dir() for item in items)
 
 
 def _first_line(error: BaseException) -> str:

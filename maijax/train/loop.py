@@ -25,7 +25,6 @@ from maijax.train.metrics import MetricLog
 from maijax.train.step import compile_step
 from maijax.train.trainer import Trainer
 
-
 TOKENIZER = "tokenizer.model"  # in the run folder, so that it can be moved to another machine
 
 
@@ -40,8 +39,8 @@ class Outcome(NamedTuple):
 def run(experiment: Experiment, folder: Path, *, cache: Path, record: dict[str, Any]) -> Outcome:
     """Trains an experiment in a run folder, or goes on where that folder's run stopped.
 
-    `record` is what experiment.json holds beside the values. Raises UserError before anything is written if the experiment,
-    its data or the folder will not do, RunError if training itself cannot go on.
+    `record` is what experiment.json holds beside the values. Raises UserError before anything is written if the
+    experiment, its data or the folder will not do, RunError if training itself cannot go on.
     """
     # 1. Hardware decides nothing but layout and numeric format.
     platform = jax.devices()[0].platform

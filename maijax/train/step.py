@@ -81,8 +81,9 @@ def train_step(
 ) -> tuple[State, Metrics]:
     """One step: gradients, guard, update, router bias. A skipped step changes nothing but the counters."""
     grads, metrics = gradients(state.params, batch, experiment.model, experiment.train)
+    opt_state: Any
     updates, opt_state = tx.update(grads, state.opt_state, state.params, loss=metrics["loss"])
-    params = optax.apply_updates(state.params, updates)
+    params: Any = optax.apply_updates(state.params, updates)
     metrics |= skip.read(opt_state)
     load = metrics.pop("expert_load", None)
     if load is not None and experiment.model.moe is not None:

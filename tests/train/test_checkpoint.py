@@ -11,7 +11,6 @@ from maijax.errors import RunError, UserError
 from maijax.train.checkpoint import Checkpoints, Meta, digests
 from maijax.train.state import State
 
-
 DATA = {"seed": 0, "documents": ["a"]}
 
 

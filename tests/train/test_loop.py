@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 
 from maijax.config import (
-    AttentionConfig, DataConfig, Experiment, MeshConfig, ModelConfig, OptimConfig, SourceConfig, TrainConfig,
+    AttentionConfig,
+    DataConfig,
+    Experiment,
+    MeshConfig,
+    ModelConfig,
+    OptimConfig,
+    SourceConfig,
+    TrainConfig,
 )
 from maijax.errors import RunError, UserError
 from maijax.train import loop, restore
@@ -101,7 +108,8 @@ def test_a_run_folder_is_complete(whole, corpus):
     final = [line for line in read(whole) if line.get("final")]
     score = next(line for line in final if line["kind"] == "eval")
     assert 0 < score["bits_per_byte"] < 8 and score["xz_bits_per_byte"] > 0
-    assert math.isclose(score["bits_per_byte"], score["loss"] * score["tokens"] / math.log(2) / score["bytes"], rel_tol=1e-6)
+    bits = score["loss"] * score["tokens"] / math.log(2)
+    assert math.isclose(score["bits_per_byte"], bits / score["bytes"], rel_tol=1e-6)
     assert sum(line["kind"] == "sample" for line in final) >= 1
 
 

@@ -7,15 +7,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maijax import optim
+from maijax import optim, registry
 from maijax.config import (
-    AttentionConfig, DataConfig, Experiment, MeshConfig, ModelConfig, MoEConfig, OptimConfig, SourceConfig,
+    AttentionConfig,
+    DataConfig,
+    Experiment,
+    MeshConfig,
+    ModelConfig,
+    MoEConfig,
+    OptimConfig,
+    SourceConfig,
     TrainConfig,
 )
 from maijax.optim import skip
 from maijax.parallel.mesh import make_mesh
 from maijax.parallel.sharding import Layout
-from maijax import registry
 from maijax.train import state as states
 from maijax.train.step import compile_step
 
