@@ -1,8 +1,10 @@
 """The order of training: which tokens a row holds, as a pure function of (seed, row).
 
-The documents of an epoch, permuted, form one stream; epoch follows epoch without a gap. Row r holds tokens
-r*S .. r*S + S of the stream (S + 1 of them: inputs, and targets one further), so that over an epoch every
-token is an input once, and a target once unless it begins a document. The last row runs on into the next.
+The documents of an epoch, permuted, form one stream; epoch follows epoch without a gap. It is cut into places of
+S tokens: place p holds tokens p*S .. p*S + S (S + 1 of them: inputs, and targets one further), so that over an
+epoch every token is an input once, and a target once unless it begins a document. The last place of an epoch runs
+on into the next. The places that begin in an epoch are its rows, in an order of their own: neighbours in a batch
+come from all over the corpus, not from one long document.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ import numpy as np
 from maijax.data.store import Store
 
 ORDER = 1  # goes up when the same seed would give another order
-_KEPT_EPOCHS = 2  # rows near the end of an epoch need two
+_KEPT_EPOCHS = 3  # threads are at work on both sides of an epoch's end, and its last place needs the next
+_ROUNDS = 6
 Row = dict[str, np.ndarray]
 
 
@@ -49,11 +52,18 @@ class Rows:
             return self._epochs[number]
 
     def __getitem__(self, row: int) -> Row:
-        return pack(self._pieces(row), self.seq_len)
+        return pack(self._pieces(self.place(row)), self.seq_len)
 
-    def _pieces(self, row: int) -> list[np.ndarray]:
-        """The parts of documents that the row's S + 1 tokens come from."""
-        number, at = divmod(row * self.seq_len, self.store.meta.tokens)
+    def place(self, row: int) -> int:
+        """Where in the endless stream the row lies, in units of S tokens."""
+        tokens = self.store.meta.tokens
+        number = row * self.seq_len // tokens
+        first, following = (-(-epoch * tokens // self.seq_len) for epoch in (number, number + 1))
+        return first + shuffled(row - first, following - first, (self.seed, self.source, number))
+
+    def _pieces(self, place: int) -> list[np.ndarray]:
+        """The parts of documents that a place's S + 1 tokens come from."""
+        number, at = divmod(place * self.seq_len, self.store.meta.tokens)
         wanted, pieces = self.seq_len + 1, []
         while wanted:
             documents, starts = self.epoch(number)
@@ -101,6 +111,34 @@ def permutation(size: int, seed: int, source: int, epoch: int) -> np.ndarray:
         for part in (seed, source, epoch):
             key = scramble(key + np.uint64(part % 2**64))
         return np.argsort(scramble(key + np.arange(size, dtype=np.uint64)), kind="stable")
+
+
+def shuffled(index: int, size: int, key: tuple[int, ...]) -> int:
+    """Where a permutation of 0..size-1 takes an index, in constant time and memory.
+
+    Source: a Feistel network with cycle walking, Black and Rogaway, CT-RSA 2002.
+    """
+    half = max((size - 1).bit_length() + 1, 2) // 2
+    mask = (1 << half) - 1
+    secret = 0
+    for part in key:
+        secret = _scramble(secret + part)
+    keys = [_scramble(secret + number) for number in range(_ROUNDS)]
+    while True:
+        left, right = index >> half, index & mask
+        for number in keys:
+            left, right = right, left ^ (_scramble(right + number) & mask)
+        index = left << half | right
+        if index < size:
+            return index
+
+
+def _scramble(x: int) -> int:
+    """As `scramble`, of one number."""
+    x = (x + 0x9E3779B97F4A7C15) % 2**64
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EB % 2**64
+    return x ^ (x >> 31)
 
 
 def scramble(x: np.ndarray) -> np.ndarray:

@@ -78,15 +78,11 @@ def attend(
         raise ValueError(f"attend: impl={impl!r} does not apply with S={S}, T={T}, positions={not by_index}")
 
     rule = _Rule(scale=float(scale), window=window, softcap=softcap)
-    q_BGRSK = q_BSHK.reshape(B, S, G, H // G, K).transpose(0, 2, 3, 1, 4)
-    k_BGTK, v_BGTK = k_BTGK.transpose(0, 2, 1, 3), v_BTGK.transpose(0, 2, 1, 3)
     # A kernel for another chip is one more branch here: it takes the same arrays and the same rule.
     if impl == "dense" or not by_index:
         masks = (q_segments_BS, k_segments_BT, q_positions_BS, k_positions_BT)
-        o_BGRSK = _dense(q_BGRSK, k_BGTK, v_BGTK, masks, rule)
-    else:
-        o_BGRSK = _blocked(q_BGRSK, k_BGTK, v_BGTK, q_segments_BS, k_segments_BT, rule)
-    return o_BGRSK.transpose(0, 3, 1, 2, 4).reshape(B, S, H, K)
+        return _dense(q_BSHK, k_BTGK, v_BTGK, masks, rule)
+    return _blocked(q_BSHK, k_BTGK, v_BTGK, q_segments_BS, k_segments_BT, rule)
 
 
 def _bend(scores: jax.Array, softcap: float | None) -> jax.Array:
@@ -94,15 +90,16 @@ def _bend(scores: jax.Array, softcap: float | None) -> jax.Array:
 
 
 def _dense(
-    q_BGRSK: jax.Array,
-    k_BGTK: jax.Array,
-    v_BGTK: jax.Array,
+    q_BSHK: jax.Array,
+    k_BTGK: jax.Array,
+    v_BTGK: jax.Array,
     masks: tuple[jax.Array | None, jax.Array | None, jax.Array | None, jax.Array | None],
     rule: _Rule,
 ) -> jax.Array:
-    """Return o_BGRSK from the whole score matrix: the definition, differentiable in every mode."""
+    """Return o_BSHK from the whole score matrix: the definition, differentiable in every mode."""
     q_seg_BS, k_seg_BT, q_pos_BS, k_pos_BT = masks
-    S, T = q_BGRSK.shape[3], k_BGTK.shape[2]
+    B, S, H, K = q_BSHK.shape
+    T, G = k_BTGK.shape[1:3]
     if q_pos_BS is None or k_pos_BT is None:
         q_pos_BS, k_pos_BT = jnp.arange(S)[None], jnp.arange(T)[None]
     age_BST = q_pos_BS[:, :, None] - k_pos_BT[:, None, :]
@@ -112,14 +109,15 @@ def _dense(
     if q_seg_BS is not None and k_seg_BT is not None:
         seen_BST = seen_BST & (q_seg_BS[:, :, None] == k_seg_BT[:, None, :])
 
-    s_BGRST = jnp.einsum("BGRSK,BGTK->BGRST", q_BGRSK, k_BGTK, preferred_element_type=jnp.float32)
+    q_BSGRK = q_BSHK.reshape(B, S, G, H // G, K)
+    s_BGRST = jnp.einsum("BSGRK,BTGK->BGRST", q_BSGRK, k_BTGK, preferred_element_type=jnp.float32)
     s_BGRST = jnp.where(seen_BST[:, None, None], _bend(s_BGRST * rule.scale, rule.softcap), _HIDDEN)
     top = jax.lax.stop_gradient(jnp.maximum(jnp.max(s_BGRST, axis=-1, keepdims=True), _FLOOR))
     p_BGRST = jnp.exp(s_BGRST - top)
     total = jnp.sum(p_BGRST, axis=-1, keepdims=True)
-    p_BGRST = (p_BGRST / jnp.where(total == 0, 1.0, total)).astype(v_BGTK.dtype)
-    o_BGRSK = jnp.einsum("BGRST,BGTK->BGRSK", p_BGRST, v_BGTK, preferred_element_type=jnp.float32)
-    return o_BGRSK.astype(q_BGRSK.dtype)
+    p_BGRST = (p_BGRST / jnp.where(total == 0, 1.0, total)).astype(v_BTGK.dtype)
+    o_BSGRK = jnp.einsum("BGRST,BTGK->BSGRK", p_BGRST, v_BTGK, preferred_element_type=jnp.float32)
+    return o_BSGRK.astype(q_BSHK.dtype).reshape(B, S, H, K)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -138,102 +136,111 @@ def _blocks(length: int, window: int | None) -> list[_Block]:
     return [_Block(start=i, stop=min(i + size, length), first_key=first_key(i)) for i in starts]
 
 
-def _rows(x_BGRSK: jax.Array, block: _Block) -> jax.Array:
-    """Return the block's queries of all the heads of a group as the rows of one matrix, [B, G, N, K]."""
-    B, G, R, _, K = x_BGRSK.shape
-    return x_BGRSK[:, :, :, block.start : block.stop].reshape(B, G, R * (block.stop - block.start), K)
+def _rows(x_BSHK: jax.Array, heads: int, block: _Block) -> jax.Array:
+    """Return the block's queries, all the ``heads`` of a group below one another, as [B, G, N, K].
+
+    Slices first and moves dims after, so that XLA makes one copy and not two.
+    """
+    B, _, H, K = x_BSHK.shape
+    x_BNGRK = x_BSHK[:, block.start : block.stop].reshape(B, block.stop - block.start, H // heads, heads, K)
+    return x_BNGRK.transpose(0, 2, 3, 1, 4).reshape(B, H // heads, heads * (block.stop - block.start), K)
 
 
-def _unrows(rows_of_blocks: list[jax.Array], heads_per_group: int) -> jax.Array:
-    """Join the [B, G, N, K] results of all blocks into [B, G, R, S, K]."""
-    split = [x.reshape(*x.shape[:2], heads_per_group, -1, x.shape[-1]) for x in rows_of_blocks]
-    return split[0] if len(split) == 1 else jnp.concatenate(split, axis=3)
+def _unrows(blocks_BGNK: list[jax.Array], heads: int) -> jax.Array:
+    """Undo `_rows` for the results of all blocks: [B, S, H, K]."""
+    parts = []
+    for x_BGNK in blocks_BGNK:
+        B, G, N, K = x_BGNK.shape
+        x_BGRSK = x_BGNK.reshape(B, G, heads, N // heads, K)
+        parts.append(x_BGRSK.transpose(0, 3, 1, 2, 4).reshape(B, N // heads, G * heads, K))
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
 
 
-def _block_scores(
-    q_BGNK: jax.Array,
-    k_BGTK: jax.Array,
-    q_seg_BS: jax.Array | None,
-    k_seg_BT: jax.Array | None,
-    rule: _Rule,
-    block: _Block,
-) -> tuple[jax.Array, jax.Array]:
-    """Return the block's float32 scores [B, G, N, T'] after the softcap, and the same with hidden ones masked."""
-    raw = jnp.einsum("BGNK,BGTK->BGNT", q_BGNK, k_BGTK, preferred_element_type=jnp.float32)
-    bent = _bend(raw * rule.scale, rule.softcap)
-    queries, T = block.stop - block.start, k_BGTK.shape[2]
-    age = (block.start + jnp.arange(queries))[:, None] - (block.first_key + jnp.arange(T))[None, :]
+def _block_mask(
+    q_seg_BS: jax.Array | None, k_seg_BT: jax.Array | None, heads: int, rule: _Rule, block: _Block
+) -> jax.Array:
+    """Return which keys each row of the block sees, bool [1 or B, 1, N, T]; the rows are those of `_rows`."""
+    age = jnp.arange(block.start, block.stop)[:, None] - jnp.arange(block.first_key, block.stop)[None, :]
     seen = age >= 0
     if rule.window is not None:
         seen &= age < rule.window
-    seen = seen[None]
+    seen_BST = seen[None]
     if q_seg_BS is not None and k_seg_BT is not None:
         q_seg, k_seg = q_seg_BS[:, block.start : block.stop], k_seg_BT[:, block.first_key : block.stop]
-        seen = seen & (q_seg[:, :, None] == k_seg[:, None, :])
-    heads = raw.shape[2] // queries
-    shaped = bent.reshape(*bent.shape[:2], heads, queries, T)
-    return bent, jnp.where(seen[:, None, None], shaped, _HIDDEN).reshape(bent.shape)
+        seen_BST = seen_BST & (q_seg[:, :, None] == k_seg[:, None, :])
+    return jnp.tile(seen_BST, (1, heads, 1))[:, None] if heads > 1 else seen_BST[:, None]
+
+
+def _block_scores(
+    q_BGNK: jax.Array, k_BGTK: jax.Array, seen_BGNT: jax.Array, rule: _Rule
+) -> tuple[jax.Array, jax.Array]:
+    """Return the block's float32 scores [B, G, N, T] after the softcap, and the same with hidden ones masked."""
+    raw = jnp.einsum("BGNK,BGTK->BGNT", q_BGNK, k_BGTK, preferred_element_type=jnp.float32)
+    bent = _bend(raw * rule.scale, rule.softcap)
+    return bent, jnp.where(seen_BGNT, bent, _HIDDEN)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
 def _blocked(
-    q_BGRSK: jax.Array,
-    k_BGTK: jax.Array,
-    v_BGTK: jax.Array,
+    q_BSHK: jax.Array,
+    k_BTGK: jax.Array,
+    v_BTGK: jax.Array,
     q_seg_BS: jax.Array | None,
     k_seg_BT: jax.Array | None,
     rule: _Rule,
 ) -> jax.Array:
-    """Return o_BGRSK by blocks of queries, keeping nothing of size S x T for the gradient."""
-    return _blocked_forward(q_BGRSK, k_BGTK, v_BGTK, q_seg_BS, k_seg_BT, rule)[0]
+    """Return o_BSHK by blocks of queries, keeping nothing of size S x T for the gradient."""
+    return _blocked_forward(q_BSHK, k_BTGK, v_BTGK, q_seg_BS, k_seg_BT, rule)[0]
 
 
-def _blocked_forward(q_BGRSK, k_BGTK, v_BGTK, q_seg_BS, k_seg_BT, rule):  # noqa: ANN001, ANN202
+def _blocked_forward(q_BSHK, k_BTGK, v_BTGK, q_seg_BS, k_seg_BT, rule):  # noqa: ANN001, ANN202
+    heads = q_BSHK.shape[2] // k_BTGK.shape[2]
+    k_BGTK, v_BGTK = k_BTGK.swapaxes(1, 2), v_BTGK.swapaxes(1, 2)
     outputs, log_totals = [], []
-    for block in _blocks(q_BGRSK.shape[3], rule.window):
-        keys = slice(block.first_key, block.stop)
-        k, v = k_BGTK[:, :, keys], v_BGTK[:, :, keys]
-        _, s_BGNT = _block_scores(_rows(q_BGRSK, block), k, q_seg_BS, k_seg_BT, rule, block)
+    for block in _blocks(q_BSHK.shape[1], rule.window):
+        k, v = k_BGTK[:, :, block.first_key : block.stop], v_BGTK[:, :, block.first_key : block.stop]
+        seen = _block_mask(q_seg_BS, k_seg_BT, heads, rule, block)
+        _, s_BGNT = _block_scores(_rows(q_BSHK, heads, block), k, seen, rule)
         top = jnp.maximum(jnp.max(s_BGNT, axis=-1, keepdims=True), _FLOOR)
         p_BGNT = jnp.exp(s_BGNT - top)
         total = jnp.sum(p_BGNT, axis=-1, keepdims=True)
         total = jnp.where(total == 0, 1.0, total)
         # Divide after the product with v: K numbers per row in place of T.
         o_BGNK = jnp.einsum("BGNT,BGTK->BGNK", p_BGNT.astype(v.dtype), v, preferred_element_type=jnp.float32)
-        outputs.append((o_BGNK / total).astype(q_BGRSK.dtype))
+        outputs.append((o_BGNK / total).astype(q_BSHK.dtype))
         log_totals.append(top + jnp.log(total))
-    heads = q_BGRSK.shape[2]
-    o_BGRSK = _unrows(outputs, heads)
-    return o_BGRSK, (q_BGRSK, k_BGTK, v_BGTK, q_seg_BS, k_seg_BT, o_BGRSK, _unrows(log_totals, heads))
+    o_BSHK = _unrows(outputs, heads)
+    return o_BSHK, (q_BSHK, k_BGTK, v_BGTK, q_seg_BS, k_seg_BT, o_BSHK, log_totals)
 
 
-def _blocked_backward(rule, saved, g_BGRSK):  # noqa: ANN001, ANN202
-    q_BGRSK, k_BGTK, v_BGTK, q_seg_BS, k_seg_BT, o_BGRSK, log_total = saved
+def _blocked_backward(rule, saved, g_BSHK):  # noqa: ANN001, ANN202
+    q_BSHK, k_BGTK, v_BGTK, q_seg_BS, k_seg_BT, o_BSHK, log_totals = saved
     B, G, T, K = k_BGTK.shape
+    heads = q_BSHK.shape[2] // G
     dk_BGKT = dv_BGKT = jnp.zeros((B, G, K, T), jnp.float32)
-    o_dot_g = jnp.sum(o_BGRSK.astype(jnp.float32) * g_BGRSK.astype(jnp.float32), axis=-1, keepdims=True)
+    o_dot_g = jnp.sum(o_BSHK.astype(jnp.float32) * g_BSHK.astype(jnp.float32), axis=-1, keepdims=True)
     dq_blocks = []
-    for block in _blocks(q_BGRSK.shape[3], rule.window):
+    for block, log_total in zip(_blocks(q_BSHK.shape[1], rule.window), log_totals, strict=True):
         keys = slice(block.first_key, block.stop)
-        q, k, v = _rows(q_BGRSK, block), k_BGTK[:, :, keys], v_BGTK[:, :, keys]
-        g = _rows(g_BGRSK, block)
-        bent, s_BGNT = _block_scores(q, k, q_seg_BS, k_seg_BT, rule, block)
-        p_BGNT = jnp.exp(s_BGNT - _rows(log_total, block))
+        q, g, k, v = _rows(q_BSHK, heads, block), _rows(g_BSHK, heads, block), k_BGTK[:, :, keys], v_BGTK[:, :, keys]
+        seen = _block_mask(q_seg_BS, k_seg_BT, heads, rule, block)
+        bent, s_BGNT = _block_scores(q, k, seen, rule)
+        p_BGNT = jnp.exp(s_BGNT - log_total)
         dp_BGNT = jnp.einsum("BGNK,BGTK->BGNT", g, v, preferred_element_type=jnp.float32)
-        ds_BGNT = p_BGNT * (dp_BGNT - _rows(o_dot_g, block))
+        ds_BGNT = p_BGNT * (dp_BGNT - _rows(o_dot_g, heads, block))
         if rule.softcap is not None:
             ds_BGNT *= 1.0 - jnp.square(bent / rule.softcap)
         ds_BGNT = ds_BGNT.astype(q.dtype)
         dq_BGNK = jnp.einsum("BGNT,BGTK->BGNK", ds_BGNT, k, preferred_element_type=jnp.float32)
         dq_blocks.append((dq_BGNK * rule.scale).astype(q.dtype))
-        # [K, T] and not [T, K]: XLA's CPU product is twice as fast with the narrow operand on the left.
+        # [K, T] and not [T, K]: XLA's CPU product is up to twice as fast with the narrow operand on the left.
         dk = jnp.einsum("BGNK,BGNT->BGKT", q, ds_BGNT, preferred_element_type=jnp.float32)
         dv = jnp.einsum("BGNK,BGNT->BGKT", g, p_BGNT.astype(g.dtype), preferred_element_type=jnp.float32)
         dk_BGKT = dk_BGKT.at[..., keys].add(dk)
         dv_BGKT = dv_BGKT.at[..., keys].add(dv)
-    dk_BGTK = (dk_BGKT * rule.scale).swapaxes(-1, -2).astype(k_BGTK.dtype)
-    dv_BGTK = dv_BGKT.swapaxes(-1, -2).astype(v_BGTK.dtype)
-    return _unrows(dq_blocks, q_BGRSK.shape[2]), dk_BGTK, dv_BGTK, None, None
+    dk_BTGK = (dk_BGKT * rule.scale).transpose(0, 3, 1, 2).astype(k_BGTK.dtype)
+    dv_BTGK = dv_BGKT.transpose(0, 3, 1, 2).astype(v_BGTK.dtype)
+    return _unrows(dq_blocks, heads), dk_BTGK, dv_BTGK, None, None
 
 
 _blocked.defvjp(_blocked_forward, _blocked_backward)

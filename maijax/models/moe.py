@@ -99,7 +99,7 @@ def experts(
     tokens, choices = routing.experts_NC.shape
     flat = routing.experts_NC.reshape(-1)
     order = jnp.argsort(flat, stable=True)
-    back = jnp.argsort(order)
+    back = jnp.zeros_like(order).at[order].set(jnp.arange(tokens * choices), unique_indices=True)
     sizes_E = jnp.bincount(flat, length=w_gate_EDM.shape[0]).astype(jnp.int32)
     sorted_PD = x_ND[order // choices]
     gate_PM = jax.lax.ragged_dot(sorted_PD, w_gate_EDM, sizes_E)

@@ -1,15 +1,16 @@
-"""Curves as inline SVG that stays sharp and readable at any width: lines stretch, labels are text beside them."""
+"""Curves as inline SVG, readable at any width: the lines stretch with the page, the labels are text."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import math
+import statistics
 from collections.abc import Sequence
 from html import escape
 
 POINTS = 600  # per curve in the page; more cannot be seen
-SMOOTH = 80  # curves of more points than this get a smoothed line over the raw one
+SMOOTH = 80  # noisy curves of more points than this get a smoothed line over the raw one
 SIDE = 1000  # units of the SVG's own square, stretched to the frame
 
 
@@ -32,16 +33,16 @@ class Chart:
     baseline: tuple[str, float] | None = None
     from_zero: bool = False
     cut_start: bool = False  # let the first 5% of the run leave the frame at the top
+    noisy: bool = False  # worth a smoothed line
 
 
 def draw(chart: Chart) -> str:
     """The chart as an HTML figure; an empty string if no curve has a point."""
-    series = [thin(s) for s in chart.series if len(s.steps)]
-    if not series:
+    full = [s for s in chart.series if len(s.steps)]
+    if not full:
         return ""
-    left, right = min(s.steps[0] for s in series), max(s.steps[-1] for s in series)
-    if left == right:
-        left, right = left - 1, right + 1
+    series = [thin(s) for s in full]
+    left, right = min(0, *(s.steps[0] for s in series)), max(1, *(s.steps[-1] for s in series))
     low, high = _range(chart, series, left, right)
     ticks = _ticks(low, high)
     low, high = min(low, ticks[0]), max(high, ticks[-1])
@@ -54,17 +55,21 @@ def draw(chart: Chart) -> str:
 
     grid = "".join(f'<path class="grid" d="M0 {_unit(1 - y(t))}H{SIDE}"/>' for t in ticks)
     labels = "".join(
-        f'<span class="axis y" style="top:{100 * (1 - y(t)):.2f}%">{escape(number(t, ticks))}</span>' for t in ticks
+        f'<span class="axis y" style="top:{100 * (1 - y(t)):.2f}%">{escape(number(t, ticks))}</span>'
+        for t in ticks
     )
     for step in _ticks(left, right, count=5, inside=True):
         end = " end" if x(step) > 0.93 else ""
         labels += f'<span class="axis x{end}" style="left:{100 * x(step):.2f}%">{whole(step)}</span>'
     lines, keys = "", ""
     for i, one in enumerate(series):
-        points = [(x(s), 1 - y(v)) for s, v in zip(one.steps, one.values, strict=True)]
-        if len(points) > SMOOTH:
-            lines += f'<path class="raw s{i}" d="{_path(points)}"/>'
-            points = [(px, 1 - y(v)) for (px, _), v in zip(points, smooth(one.values), strict=True)]
+        raw = [(x(s), 1 - y(v)) for s, v in zip(one.steps, one.values, strict=True)]
+        if chart.noisy and len(raw) > SMOOTH:
+            calm = smooth(full[i])
+            points = [(x(s), 1 - y(v)) for s, v in zip(calm.steps, calm.values, strict=True)]
+            lines += f'<path class="raw s{i}" d="{_path(raw)}"/>'
+        else:
+            points = raw
         lines += f'<path class="curve s{i}" d="{_path(points)}"/>'
         keys += f'<span class="s{i}">{escape(one.name)}</span>'
     if chart.baseline is not None:
@@ -85,7 +90,7 @@ def draw(chart: Chart) -> str:
         f'<svg viewBox="0 0 {SIDE} {SIDE}" preserveAspectRatio="none" role="img" '
         f'aria-labelledby="{name}-t {name}-d"><title id="{name}-t">{escape(chart.title)}</title>'
         f'<desc id="{name}-d">{escape(_tell(chart, series))}</desc>'
-        f'<defs><clipPath id="{name}-c"><rect x="-4" y="0" width="{SIDE + 8}" height="{SIDE + 8}"/></clipPath></defs>'
+        f'<clipPath id="{name}-c"><rect x="-4" width="{SIDE + 8}" height="{SIDE + 8}"/></clipPath>'
         f'{grid}<g clip-path="url(#{name}-c)">{lines}</g></svg>'
         f'<div aria-hidden="true">{labels}</div>'
         f'<script type="application/json">{inline_json(data)}</script></div></figure>'
@@ -113,17 +118,14 @@ def thin(series: Series) -> Series:
     return dataclasses.replace(series, steps=steps, values=values)
 
 
-def smooth(values: Sequence[float]) -> list[float]:
-    """The mean of the 2% of the points around each, fewer at the ends."""
-    half = max(1, len(values) // 100)
-    sums = [0.0]
-    for value in values:
-        sums.append(sums[-1] + value)
-    found = []
-    for i in range(len(values)):
-        reach = min(half, i, len(values) - 1 - i)
-        found.append((sums[i + reach + 1] - sums[i - reach]) / (2 * reach + 1))
-    return found
+def smooth(series: Series) -> Series:
+    """The median of the 2% of the points around each, fewer at the ends; at most POINTS of them."""
+    count = len(series.steps)
+    half = max(2, count // 100)
+    chosen = sorted({*range(0, count, -(-count // POINTS)), count - 1})
+    reach = [min(half, i, count - 1 - i) for i in chosen]
+    found = [statistics.median(series.values[i - r : i + r + 1]) for i, r in zip(chosen, reach, strict=True)]
+    return dataclasses.replace(series, steps=[series.steps[i] for i in chosen], values=found)
 
 
 def number(value: float, ticks: Sequence[float] = ()) -> str:
@@ -132,8 +134,8 @@ def number(value: float, ticks: Sequence[float] = ()) -> str:
     largest = max(map(abs, ticks), default=abs(value))
     if value == 0:
         return "0"
-    if largest < 1e-3:
-        return f"{value:.2g}".replace("e-0", "e-")
+    if _decimals(gap) > 4:
+        return f"{value:.2e}".replace(".00e", "e").replace("0e", "e").replace("e-0", "e-")
     for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if largest >= size:
             return f"{value / size:.{_decimals(gap / size)}f}{letter}"

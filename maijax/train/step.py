@@ -92,7 +92,7 @@ def train_step(
         mixture = mixture | {"router_bias": moe.update_bias(mixture["router_bias"], load, speed)}
         params = params | {"layers": params["layers"] | {"moe": mixture}}
         metrics["expert_load_max"] = jnp.max(load) * load.shape[-1]  # 1: even
-    made = jnp.maximum(metrics.pop("updates") - 1, 0)  # a skipped step does not move the schedule
+    made = jnp.maximum(state.step - metrics["skipped"], 0)  # a skipped step does not move the schedule
     metrics["lr"] = jnp.asarray(schedule(experiment.optim, experiment.train.steps)(made), jnp.float32)
     return State(step=state.step + 1, params=params, opt_state=opt_state), metrics
 

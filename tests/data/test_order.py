@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from maijax.data.order import Rows, permutation, scramble
+from maijax.data.order import Rows, _scramble, permutation, scramble, shuffled
 
 LENGTHS = st.lists(st.integers(1, 30), min_size=1, max_size=12)
 ours = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
@@ -27,8 +27,9 @@ def test_over_an_epoch_every_token_is_trained_once(numbered, lengths, seq_len, s
     store = numbered(lengths)
     rows = Rows(store, seq_len=seq_len, seed=seed)
     total = store.meta.tokens
-    count = -(-total // seq_len) + 1
-    read = [rows[r] for r in range(count)]
+    count = -(-total // seq_len)  # the rows that begin in the first epoch
+    by_place = {rows.place(row): rows[row] for row in range(count)}
+    read = [by_place[place] for place in range(count)]
     inputs = np.concatenate([row["tokens"] for row in read])
     targets = np.concatenate([row["targets"] for row in read])
     weights = np.concatenate([row["weights"] for row in read])
@@ -80,6 +81,36 @@ def test_epochs_differ_and_each_is_complete(numbered):
     assert len({tuple(order) for order in orders}) == 4
 
 
+@ours
+@given(lengths=LENGTHS, seq_len=st.integers(1, 40))
+def test_every_place_is_read_once_in_its_epoch(numbered, lengths, seq_len):
+    store = numbered(lengths)
+    rows = Rows(store, seq_len=seq_len, seed=1)
+    places = [rows.place(row) for row in range(-(-4 * store.meta.tokens // seq_len))]
+    assert sorted(places) == list(range(len(places)))
+    epochs = [place * seq_len // store.meta.tokens for place in places]
+    assert epochs == sorted(epochs)
+
+
+def test_a_batch_comes_from_all_over_the_corpus(numbered):
+    rows = Rows(numbered([1000] * 10), seq_len=10, seed=0)
+    found = {int(rows.store.offsets.searchsorted(rows[row]["tokens"].max() - 3)) for row in range(32)}
+    assert len(found) >= 8
+
+
+@given(st.integers(1, 300), st.integers(0, 2**64 - 1))
+def test_shuffled_is_a_permutation(size, key):
+    assert sorted(shuffled(index, size, (key, 1)) for index in range(size)) == list(range(size))
+
+
+def test_shuffled_is_even():
+    counts = np.zeros((7, 7))
+    for key in range(3000):
+        for index in range(7):
+            counts[index, shuffled(index, 7, (key,))] += 1
+    assert abs(counts - 3000 / 7).max() < 5 * np.sqrt(3000 / 7)
+
+
 def test_permutations_are_even():
     """Each place gets each document about equally often."""
     counts = np.zeros((6, 6))
@@ -96,12 +127,15 @@ def test_known_numbers():
         found = []
         for _ in range(3):
             found.append(int(scramble(state)[0]))
+            assert _scramble(int(state[0])) == found[-1]
             state = state + np.uint64(0x9E3779B97F4A7C15)
     assert found == [6457827717110365317, 3203168211198807973, 9817491932198370423]
     assert permutation(10, 0, 0, 0).tolist() == KNOWN
+    assert [shuffled(index, 10, (0, 0, 0)) for index in range(10)] == KNOWN_SHUFFLE
 
 
 KNOWN = [0, 7, 4, 9, 2, 1, 6, 8, 5, 3]
+KNOWN_SHUFFLE = [3, 6, 2, 9, 8, 4, 1, 7, 0, 5]
 
 
 @pytest.mark.parametrize("seed", [-1, 2**63, 2**70])

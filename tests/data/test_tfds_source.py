@@ -80,7 +80,7 @@ def test_a_damaged_file_is_named(home):
     with pytest.raises(UserError, match="tiny_tales"):
         read("tfds:tiny_tales", home)
     flipped = bytearray(content)
-    flipped[content.index("tale".encode()) if b"tale" in content else 200] ^= 0xFF
+    flipped[content.index(b"tale") if b"tale" in content else 200] ^= 0xFF
     path.write_bytes(bytes(flipped))
     with pytest.raises(UserError, match="tfds:tiny_tales record"):
         read("tfds:tiny_tales", home)

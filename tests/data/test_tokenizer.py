@@ -10,7 +10,10 @@ from maijax.data import tokenizer
 from maijax.errors import UserError
 
 # Text as it may come: any character that UTF-8 can hold, and much of what a tokenizer treats specially.
-ODD = ["\u2581", "<s>", "</s>", "<0x0A>", "<pad>", "  ", "\n\n\n", "\t", "\r\n", "\x00", " a", "the king", "\u2047", "\ufffd", "e\u0301"]
+ODD = [
+    "\u2581", "<s>", "</s>", "<0x0A>", "<pad>", "  ", "\n\n\n", "\t", "\r\n", "\x00", " a", "the king", "\u2047",
+    "\ufffd", "e\u0301",
+]
 TEXT = st.lists(st.one_of(st.text(max_size=8), st.sampled_from(ODD)), max_size=12).map("".join)
 
 

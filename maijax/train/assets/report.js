@@ -50,8 +50,8 @@
         dots[i].style.left = `${((one.steps[k] - left) / (right - left || 1)) * 100}%`;
         dots[i].style.bottom = `${height * 100}%`;
       });
-      tip.style.left = share > 0.5 ? "" : `calc(${share * 100}% + 12px)`;
-      tip.style.right = share > 0.5 ? `calc(${(1 - share) * 100}% + 12px)` : "";
+      const room = frame.clientWidth, wide = tip.offsetWidth, x = share * room;
+      tip.style.left = `${Math.max(0, share > 0.5 ? x - wide - 12 : Math.min(x + 12, room - wide))}px`;
     };
     const hide = () => { for (const node of [rule, tip, ...dots]) node.hidden = true; };
 
