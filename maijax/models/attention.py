@@ -73,6 +73,8 @@ def attend(
         raise ValueError(f"attend: q {q_BSHK.shape}, k {k_BTGK.shape}, v {v_BTGK.shape} do not fit together")
     if (q_segments_BS is None) != (k_segments_BT is None) or (q_positions_BS is None) != (k_positions_BT is None):
         raise ValueError("attend: segments and positions must be given for queries and keys alike")
+    if window is not None and window < 1:
+        raise ValueError(f"attend: window={window} must be at least 1; None means no window")
     by_index = q_positions_BS is None and S == T
     if impl not in ("auto", "dense", "blocked") or (impl == "blocked" and not by_index):
         raise ValueError(f"attend: impl={impl!r} does not apply with S={S}, T={T}, positions={not by_index}")

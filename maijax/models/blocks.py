@@ -90,6 +90,7 @@ class Attention(Declared):
             segments_BS = sight.segments_BS
             out_BSHK = see(q_BSHK, k_BSGK, v_BSGK, q_segments_BS=segments_BS, k_segments_BT=segments_BS)
         else:
+            assert sight.positions_BS is not None
             new = (k_BSGK, v_BSGK)
             k_BTGK, v_BTGK = (
                 caches.write(old, fresh, sight.positions_BS) for old, fresh in zip(stored, new, strict=True)

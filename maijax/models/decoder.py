@@ -53,8 +53,9 @@ class Decoder(nn.Module):
         if self.cfg.remat != "none":
             # A loop's body is its own fence; written out, common subexpressions would undo the recomputation.
             block = nn.remat(block, policy=REMAT_POLICIES[self.cfg.remat], prevent_cse=self.unroll)
+        axes: Any = (0, nn.broadcast)  # a layer's own slice of the cache; the same sight for all
         scanned = nn.scan(
-            block, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=(0, nn.broadcast),
+            block, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=axes,
             length=depth, unroll=depth if self.unroll else 1,
         )
         return scanned(cfg=self.cfg, dtype=self.dtype, root=name, mixture=mixture, name=name)
@@ -150,6 +151,10 @@ def restart(segments_BS: jax.Array) -> jax.Array:
     return index_BS - starts_BS
 
 
+def _apply(params: Params, cfg: ModelConfig, *inputs: Any) -> Any:
+    return build(cfg).apply({"params": params}, *inputs)
+
+
 def hidden(
     params: Params,
     cfg: ModelConfig,
@@ -165,7 +170,7 @@ def hidden(
     if positions_BS is None:
         segments = jnp.zeros(tokens_BS.shape, jnp.int32) if segments_BS is None else segments_BS
         positions_BS = restart(segments)
-    x_BSD, aux, _ = build(cfg).apply({"params": params}, tokens_BS, segments_BS, positions_BS)
+    x_BSD, aux, _ = _apply(params, cfg, tokens_BS, segments_BS, positions_BS, None)
     return x_BSD, aux
 
 
@@ -212,7 +217,7 @@ def decode(
     Each row counts its own positions from 0; negative positions mark padding, on either side. `pick_B` names
     one token of each row to project ([B, 1, vocab_size]); default: all.
     """
-    x_BSD, _, cache = build(cfg).apply({"params": params}, tokens_BS, None, positions_BS, cache)
+    x_BSD, _, cache = _apply(params, cfg, tokens_BS, None, positions_BS, cache)
     if pick_B is not None:
         x_BSD = jnp.take_along_axis(x_BSD, pick_B[:, None, None], axis=1)
     return project(params, cfg, x_BSD), cache

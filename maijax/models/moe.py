@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from maijax.config import MoEConfig
+from maijax.models.grouped import grouped_dot
 from maijax.models.mlp import Activation, activate
 
 
@@ -102,10 +103,10 @@ def experts(
     back = jnp.zeros_like(order).at[order].set(jnp.arange(tokens * choices), unique_indices=True)
     sizes_E = jnp.bincount(flat, length=w_gate_EDM.shape[0]).astype(jnp.int32)
     sorted_PD = x_ND[order // choices]
-    gate_PM = jax.lax.ragged_dot(sorted_PD, w_gate_EDM, sizes_E)
-    up_PM = jax.lax.ragged_dot(sorted_PD, w_up_EDM, sizes_E)
+    gate_PM = grouped_dot(sorted_PD, w_gate_EDM, sizes_E)
+    up_PM = grouped_dot(sorted_PD, w_up_EDM, sizes_E)
     inner_PM = activate(gate_PM, activation) * up_PM
-    out_PD = jax.lax.ragged_dot(inner_PM, w_down_EMD, sizes_E)
+    out_PD = grouped_dot(inner_PM, w_down_EMD, sizes_E)
     out_NCD = out_PD[back].reshape(tokens, choices, -1).astype(jnp.float32)
     return jnp.einsum("NCD,NC->ND", out_NCD, routing.gates_NC).astype(x_ND.dtype)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -41,8 +41,9 @@ def scale_by_adafactor(weights: Tree) -> optax.GradientTransformation:
         columns = jax.tree.map(lambda w: jnp.zeros(matrices.shape(w)[::2], jnp.float32), weights)
         return AdafactorState(jnp.zeros((), jnp.int32), rows, columns)
 
-    def update(grads: Tree, state: AdafactorState, params: Tree | None = None) -> tuple[Tree, AdafactorState]:
+    def update(updates: Tree, state: Any, params: Tree | None = None) -> tuple[Tree, AdafactorState]:
         del params
+        grads = updates
         count = state.count + 1
         beta = 1.0 - count.astype(jnp.float32) ** -0.8
 
@@ -59,7 +60,7 @@ def scale_by_adafactor(weights: Tree) -> optax.GradientTransformation:
             rms = jnp.sqrt(jnp.mean(u * u, axis=(1, 2), keepdims=True))
             return matrices.join(u / jnp.maximum(1.0, rms), weight)
 
-        updates = jax.tree.map(direction, grads, rows, columns, weights)
-        return updates, AdafactorState(count, rows, columns)
+        found = jax.tree.map(direction, grads, rows, columns, weights)
+        return found, AdafactorState(count, rows, columns)
 
     return optax.GradientTransformation(init, update)

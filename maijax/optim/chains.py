@@ -65,9 +65,10 @@ def build(optim: OptimConfig, model: ModelConfig, steps: int) -> optax.GradientT
         return ChainState(jnp.zeros((), jnp.int32), states)
 
     def update(
-        grads: Tree, state: ChainState, params: Tree = None, *, grad_norm: Any = None, **extra: Any
+        updates: Tree, state: Any, params: Tree = None, *, grad_norm: Any = None, **extra: Any
     ) -> tuple[Tree, ChainState]:
         del extra
+        grads = updates
         if params is None:
             raise ValueError("update needs the parameters: weights decay")
         flat_grads, flat_params = _flatten(grads, declared), _flatten(params, declared)
@@ -76,7 +77,7 @@ def build(optim: OptimConfig, model: ModelConfig, steps: int) -> optax.GradientT
             norm = global_norm(grads) if grad_norm is None else grad_norm
             factor = jnp.minimum(1.0, optim.clip_norm / jnp.maximum(norm, 1e-30))
         flat_grads = {path: g.astype(jnp.float32) * factor for path, g in flat_grads.items()}
-        updates = {path: jnp.zeros_like(p) for path, p in flat_params.items()}
+        moves = {path: jnp.zeros_like(p) for path, p in flat_params.items()}
         states = {}
         for name, rule in rules.items():
             own, old = _nest(flat_grads, rule.weights), _nest(flat_params, rule.weights)
@@ -85,8 +86,8 @@ def build(optim: OptimConfig, model: ModelConfig, steps: int) -> optax.GradientT
             for path, weight in rule.weights.items():
                 decay = optim.weight_decay if weight.decay else 0.0
                 step = found[path] + decay * flat_params[path] if decay else found[path]
-                updates[path] = (-rate * step).astype(flat_params[path].dtype)
-        return traverse_util.unflatten_dict(updates, sep="/"), ChainState(state.count + 1, states)
+                moves[path] = (-rate * step).astype(flat_params[path].dtype)
+        return traverse_util.unflatten_dict(moves, sep="/"), ChainState(state.count + 1, states)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

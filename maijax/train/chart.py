@@ -32,7 +32,7 @@ class Chart:
     series: Sequence[Series]
     baseline: tuple[str, float] | None = None
     from_zero: bool = False
-    cut_start: bool = False  # let the first 5% of the run leave the frame at the top
+    cut_start: bool = False  # let the first 10% of the run leave the frame at the top
     noisy: bool = False  # worth a smoothed line
 
 
@@ -148,7 +148,7 @@ def whole(value: float) -> str:
 
 def _range(chart: Chart, series: Sequence[Series], left: float, right: float) -> tuple[float, float]:
     """Lowest and highest value to show."""
-    start = left + 0.05 * (right - left) if chart.cut_start else left
+    start = left + 0.1 * (right - left) if chart.cut_start else left
     shown = [v for s in series for step, v in zip(s.steps, s.values, strict=True) if step >= start]
     shown = shown or [v for s in series for v in s.values]
     if chart.baseline is not None:

@@ -16,7 +16,7 @@ _LOGIT_BYTES = 64 * 2**20
 class CrossEntropy(NamedTuple):
     """Weighted sums over tokens, each float32 []: divide by weight_sum for means (nats per token).
 
-    loss_sum = nll_sum + z_sum is the one to differentiate; the other three carry no gradient.
+    loss_sum = nll_sum + z_sum is the one to differentiate: the gradient of the other three is 0.
     """
 
     loss_sum: jax.Array
@@ -67,7 +67,10 @@ def cross_entropy(
 
     At most ``chunk`` tokens' logits exist at once (default: as many as fit 64 MiB of float32); each chunk's
     gradient with respect to hidden and head is made while its logits are at hand, so the backward pass only
-    scales. Reverse mode, first derivatives, of loss_sum, for hidden and head. Without differentiation no gradient is computed.
+    scales. Only loss_sum has a gradient, for hidden and head, first derivatives in reverse mode. A call that is
+    not differentiated makes none.
+
+    Raises: ValueError if the shapes and vocab_size do not fit together.
 
     Source: z-loss, Chowdhery et al. 2022, "PaLM", section 5.
     """
@@ -86,13 +89,13 @@ def token_losses(
     softcap: float | None = None,
     chunk: int | None = None,
 ) -> jax.Array:
-    """Return -log p(target) of each token, float32 [N] in nats; arguments as in `cross_entropy`. For evaluation."""
+    """Return -log p(target) of each token, float32 [N] in nats, for evaluation; arguments as in `cross_entropy`."""
     spec = _spec(hidden_ND, head, head_is_VD, vocab_size, 0.0, softcap, chunk)
     head = head.astype(hidden_ND.dtype)
 
     def one_chunk(carry: None, xs: tuple[jax.Array, jax.Array]) -> tuple[None, jax.Array]:
         hidden_CD, targets_C = xs
-        log_total_C, _, target_C = _normalise(spec.logits(hidden_CD, head), targets_C)
+        log_total_C, target_C = _normalise(spec.logits(hidden_CD, head), targets_C)
         return carry, log_total_C - target_C
 
     _, nll = _over_chunks(one_chunk, None, (hidden_ND, targets_N), spec.chunk)
@@ -131,11 +134,11 @@ def _over_chunks(body, carry, arrays, chunk):  # noqa: ANN001, ANN202
     return carry, rows.reshape(chunks * chunk, *rows.shape[2:])
 
 
-def _normalise(z_CV: jax.Array, targets_C: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Return logsumexp [C], exp(z - logsumexp) is then one pass; the row maximum [C] and the target's logit [C]."""
+def _normalise(z_CV: jax.Array, targets_C: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return the logsumexp of each row [C] and its target's logit [C]."""
     top_C = jnp.max(z_CV, axis=-1)
     log_total_C = top_C + jnp.log(jnp.sum(jnp.exp(z_CV - top_C[:, None]), axis=-1))
-    return log_total_C, top_C, jnp.take_along_axis(z_CV, targets_C[:, None], axis=-1)[:, 0]
+    return log_total_C, jnp.take_along_axis(z_CV, targets_C[:, None], axis=-1)[:, 0]
 
 
 def _chunk_sums(log_total_C, target_C, weights_C, z_loss):  # noqa: ANN001, ANN202
@@ -151,7 +154,7 @@ def _losses(hidden_ND, head, targets_N, weights_N, spec):  # noqa: ANN001, ANN20
 
     def one_chunk(sums, xs):  # noqa: ANN001, ANN202
         hidden_CD, targets_C, weights_C = xs
-        log_total_C, _, target_C = _normalise(spec.logits(hidden_CD, cast_head), targets_C)
+        log_total_C, target_C = _normalise(spec.logits(hidden_CD, cast_head), targets_C)
         return sums + _chunk_sums(log_total_C, target_C, weights_C, spec.z_loss), weights_C
 
     arrays = (hidden_ND, targets_N, weights_N)
@@ -166,7 +169,7 @@ def _losses_forward(hidden_ND, head, targets_N, weights_N, spec):  # noqa: ANN00
         sums, d_head = carry
         hidden_CD, targets_C, weights_C = xs
         z_CV = spec.logits(hidden_CD, cast_head)
-        log_total_C, _, target_C = _normalise(z_CV, targets_C)
+        log_total_C, target_C = _normalise(z_CV, targets_C)
         # d loss / d z = weight * (p * (1 + 2 z_loss logsumexp) - onehot)
         p_weight_C = weights_C * (1.0 + 2.0 * spec.z_loss * log_total_C)
         is_target_CV = jnp.arange(z_CV.shape[1])[None] == targets_C[:, None]
@@ -183,14 +186,15 @@ def _losses_forward(hidden_ND, head, targets_N, weights_N, spec):  # noqa: ANN00
 
     start = (jnp.zeros(3, jnp.float32), jnp.zeros(head.shape, jnp.float32))
     (sums, d_head), d_hidden = _over_chunks(one_chunk, start, (hidden_ND, targets_N, weights_N), spec.chunk)
-    saved = (d_hidden[: hidden_ND.shape[0]], d_head.astype(head.dtype), targets_N, weights_N)
+    saved = (d_hidden[: hidden_ND.shape[0]], d_head.astype(head.dtype), weights_N)
     return (sums[0], sums[1], sums[2]), saved
 
 
 def _losses_backward(spec, saved, cotangents):  # noqa: ANN001, ANN202
-    d_hidden_ND, d_head, _, weights_N = saved
+    d_hidden_ND, d_head, weights_N = saved
     g = cotangents[0]
-    return d_hidden_ND * g.astype(d_hidden_ND.dtype), d_head * g.astype(d_head.dtype), None, jnp.zeros_like(weights_N)
+    d_hidden_ND = (d_hidden_ND * g).astype(d_hidden_ND.dtype)
+    return d_hidden_ND, (d_head * g).astype(d_head.dtype), None, jnp.zeros_like(weights_N)
 
 
 _losses.defvjp(_losses_forward, _losses_backward)

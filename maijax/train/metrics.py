@@ -137,7 +137,8 @@ class _Board:
         self._events = EventsWriter(str(folder / "events"), f".{time.time_ns()}.{os.getpid()}")
         self._flushed = time.monotonic()
         if resume_step:  # TensorBoard then hides what other files hold from here on
-            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            log: Any = event_pb2.SessionLog  # pyright: ignore[reportAttributeAccessIssue]
+            start = log(status=log.START)
             self._event(resume_step + 1, session_log=start)
 
     def add(self, record: dict[str, Any]) -> None:

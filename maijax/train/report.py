@@ -225,7 +225,7 @@ def _speed(run: Run) -> str:
 
 
 def _config(run: Run) -> str:
-    flat = [(p, v) for p, v in _leaves(run.experiment) if not p.startswith("rules")]
+    flat = [(p, v) for p, v in _leaves(run.experiment) if p and not p.startswith("rules")]
     if not flat:
         return '<h2>Configuration</h2>\n<p class="none">experiment.json is missing or damaged.</p>'
     rows, changed = "", 0
@@ -253,7 +253,7 @@ def _config(run: Run) -> str:
 
 
 def _machine(run: Run) -> str:
-    rows = [(path, _show(value)) for path, value in _leaves(run.environment)]
+    rows = [(path, _show(value)) for path, value in _leaves(run.environment) if path]
     if not rows:
         return ""
     table = _table([(path.replace("versions.", ""), value) for path, value in rows])

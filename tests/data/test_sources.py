@@ -118,10 +118,10 @@ def test_another_field(tmp_path):
 
 def test_invalid_text_is_replaced_on_request_and_counted(tmp_path):
     path, counts = tmp_path / "a.txt", sources.Counts()
-    path.write_bytes(b"good \xef\xbf\xbd\nbad \xff\xfe\nend")
+    path.write_bytes(b"good\nbad \xff\xfe \xef\xbf\xbd\nend")
     with pytest.raises(UserError, match=r"a\.txt:2: invalid UTF-8"):
         read(path)
-    assert read(path, errors="replace", counts=counts) == ["good \ufffd\nbad \ufffd\ufffd\nend"]
+    assert read(path, errors="replace", counts=counts) == ["good\nbad \ufffd\ufffd \ufffd\nend"]
     assert counts.replaced == 2
     path = tmp_path / "b.jsonl"
     path.write_bytes(b'{"text": "a\\ud800b\\ud83d\\ude00"}\n')

@@ -80,7 +80,7 @@ def test_each_declared_matrix_moves_by_an_orthogonal_one(model, make_tree):
             values = np.linalg.svd(one, compute_uv=False) / (lr * 0.2 * max(reads, writes) ** 0.5)
             assert values.min() > 0.84 and values.max() < 1.16, w.path
             seen += 1
-    assert seen == 7 + 2 * (4 + 3 * 3 + 3)  # a dense layer; two with 3 experts and a shared one
+    assert seen == 2 * (4 + 3 * 3 + 3)  # two layers, each with 3 experts and a shared one
 
 
 def test_rule_equals_optax_but_for_the_polynomial(model, make_tree):

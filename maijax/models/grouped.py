@@ -1,0 +1,105 @@
+"""Products of rows with the matrix of their group: `lax.ragged_dot`, and on CPU a loop over blocks of rows.
+
+XLA's CPU back end writes `ragged_dot` out as one dense product per group over all rows: with 8 experts a training
+step's experts take 9 times the arithmetic they need, with 64 experts 60 times (measured on 2 cores).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+_MOST, _LEAST = 256, 8  # rows of a block
+
+
+@jax.custom_vjp
+def grouped_dot(x_PI: jax.Array, w_EIO: jax.Array, sizes_E: jax.Array) -> jax.Array:
+    """Rows in, sorted by group; row p times the matrix of its group out, [P, O] in the dtype of x.
+
+    `sizes_E` are int32 and sum to P. The back end is chosen when the program is compiled, so that planning for
+    a TPU on a CPU machine sees the TPU's program.
+    """
+    return jax.lax.platform_dependent(x_PI, w_EIO, sizes_E, cpu=_blocks_dot, default=_ragged_dot)
+
+
+def _forward(x_PI: jax.Array, w_EIO: jax.Array, sizes_E: jax.Array) -> tuple[jax.Array, Any]:
+    return grouped_dot(x_PI, w_EIO, sizes_E), (x_PI, w_EIO, sizes_E)
+
+
+def _backward(kept: Any, g_PO: jax.Array) -> tuple[jax.Array, jax.Array, None]:
+    x_PI, w_EIO, sizes_E = kept
+    dx_PI, dw_EIO = jax.lax.platform_dependent(
+        x_PI, w_EIO, sizes_E, g_PO, cpu=_blocks_gradients, default=_ragged_gradients
+    )
+    return dx_PI, dw_EIO, None
+
+
+grouped_dot.defvjp(_forward, _backward)
+
+
+def _ragged_dot(x_PI: jax.Array, w_EIO: jax.Array, sizes_E: jax.Array) -> jax.Array:
+    return jax.lax.ragged_dot(x_PI, w_EIO, sizes_E)
+
+
+def _ragged_gradients(
+    x_PI: jax.Array, w_EIO: jax.Array, sizes_E: jax.Array, g_PO: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    return jax.vjp(lambda x, w: jax.lax.ragged_dot(x, w, sizes_E), x_PI, w_EIO)[1](g_PO)
+
+
+def _plan(rows: int, sizes_E: jax.Array) -> tuple[int, jax.Array, Any]:
+    """Rows per block, how many blocks there are, and a function from a block to (group, first row, its rows).
+
+    A group's last block may run into the next group's rows: `its rows` says how many are its own.
+    """
+    groups = sizes_E.shape[0]
+    size = _LEAST
+    while size < _MOST and size * 4 * groups <= rows:
+        size *= 2
+    blocks_E = -(-sizes_E // size)
+    last_E, end_E = jnp.cumsum(blocks_E), jnp.cumsum(sizes_E)
+
+    def place(block: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        group = jnp.sum(last_E <= block)
+        done = (block - (last_E[group] - blocks_E[group])) * size
+        first = end_E[group] - sizes_E[group] + done
+        return group, first, jnp.minimum(size, sizes_E[group] - done)
+
+    return size, last_E[-1], place
+
+
+def _blocks_dot(x_PI: jax.Array, w_EIO: jax.Array, sizes_E: jax.Array) -> jax.Array:
+    size, count, place = _plan(x_PI.shape[0], sizes_E)
+    padded_PI = jnp.pad(x_PI, ((0, size), (0, 0)))
+
+    def body(block: jax.Array, out_PO: jax.Array) -> jax.Array:
+        group, first, _ = place(block)
+        rows = jax.lax.dynamic_slice_in_dim(padded_PI, first, size)
+        # What runs into the next group is overwritten by that group's own block, which comes later.
+        return jax.lax.dynamic_update_slice_in_dim(out_PO, rows @ w_EIO[group], first, axis=0)
+
+    out_PO = jnp.zeros((x_PI.shape[0] + size, w_EIO.shape[2]), x_PI.dtype)
+    return jax.lax.fori_loop(0, count, body, out_PO)[: x_PI.shape[0]]
+
+
+def _blocks_gradients(
+    x_PI: jax.Array, w_EIO: jax.Array, sizes_E: jax.Array, g_PO: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    size, count, place = _plan(x_PI.shape[0], sizes_E)
+    padded_PI, grown_PO = (jnp.pad(a, ((0, size), (0, 0))) for a in (x_PI, g_PO))
+
+    def body(block: jax.Array, found: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        dx_PI, dw_EIO = found
+        group, first, own = place(block)
+        x = jax.lax.dynamic_slice_in_dim(padded_PI, first, size)
+        g = jax.lax.dynamic_slice_in_dim(grown_PO, first, size)
+        g = jnp.where(jnp.arange(size)[:, None] < own, g, 0)
+        dx_PI = jax.lax.dynamic_update_slice_in_dim(dx_PI, g @ w_EIO[group].T, first, axis=0)
+        more_IO = jnp.matmul(x.T, g, preferred_element_type=jnp.float32)
+        return dx_PI, dw_EIO.at[group].add(more_IO)
+
+    start = (jnp.zeros_like(padded_PI), jnp.zeros(w_EIO.shape, jnp.float32))
+    dx_PI, dw_EIO = jax.lax.fori_loop(0, count, body, start)
+    return dx_PI[: x_PI.shape[0]], dw_EIO.astype(w_EIO.dtype)
