@@ -142,7 +142,7 @@ class OptimConfig:
     schedule: Literal["wsd", "cosine", "constant"] = "wsd"
     warmup: int = 100  # steps
     decay_fraction: float = 0.2  # of all steps, at the end (wsd)
-    final_fraction: float = 0.0  # of the peak, at the last step (wsd, cosine)
+    final_fraction: float = 0.0  # of the peak, at the end of the last step (wsd, cosine)
     b1: float = 0.9
     b2: float = 0.95
     eps: float = 1e-8
@@ -287,6 +287,11 @@ class Experiment:
             found.append(
                 f"train.seq_len={self.train.seq_len} must not exceed model.context={self.model.context}; "
                 f"try {self.model.context}"
+            )
+        if self.optim.warmup >= self.train.steps > 0:
+            found.append(
+                f"optim.warmup={self.optim.warmup} must be below train.steps={self.train.steps}; "
+                f"try {self.train.steps // 10}"
             )
         return found
 
