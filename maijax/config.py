@@ -288,11 +288,6 @@ class Experiment:
                 f"train.seq_len={self.train.seq_len} must not exceed model.context={self.model.context}; "
                 f"try {self.model.context}"
             )
-        if self.optim.warmup >= self.train.steps > 0:
-            found.append(
-                f"optim.warmup={self.optim.warmup} must be below train.steps={self.train.steps}; "
-                f"try {self.train.steps // 10}"
-            )
         return found
 
     def validate(self) -> Experiment:

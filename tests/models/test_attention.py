@@ -1,4 +1,4 @@
-"""Attention against a float64 loop over tokens; causality and isolation of documents by gradients that are exactly 0."""
+"""Attention against float64 loops; causality and isolation of documents by gradients that are exactly 0."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from maijax.models import attention
-from maijax.models.attention import attend
+
+STATIC = ("impl", "scale", "window", "softcap")
+attend = jax.jit(attention.attend, static_argnames=STATIC)  # one compilation per case, not one per operation
 
 
 def reference(q, k, v, *, scale, window=None, softcap=None, segments=None, positions=None):
@@ -57,9 +59,9 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("impl", ["dense", "blocked", "auto"])
+@pytest.mark.parametrize("impl", ["dense", "blocked"])
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("heads", [(4, 4), (4, 2), (3, 1)])
+@pytest.mark.parametrize("heads", [(4, 2), (3, 1)])
 def test_every_implementation_equals_the_loops(impl, case, heads):
     kw = dict(CASES[case])
     q, k, v = arrays(0, H=heads[0], G=heads[1])
@@ -69,7 +71,7 @@ def test_every_implementation_equals_the_loops(impl, case, heads):
     np.testing.assert_allclose(got, want, atol=2e-6)  # float32
 
 
-@pytest.mark.parametrize("length", [1, 2, 15, 16, 17, 33, 300])
+@pytest.mark.parametrize("length", [1, 16, 17, 300])
 def test_any_length(length):
     q, k, v = arrays(2, B=1, S=length, H=2, G=1, K=4)
     np.testing.assert_allclose(attend(q, k, v, scale=0.5), reference(q, k, v, scale=0.5), atol=2e-6)
@@ -86,7 +88,7 @@ def test_blocks_reach_no_further_back_than_the_window():
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("heads", [(2, 2), (4, 2)])
+@pytest.mark.parametrize("heads", [(4, 2)])
 def test_gradients_of_both_agree_with_each_other_and_with_finite_differences(case, heads):
     kw = dict(CASES[case])
     with jax.enable_x64(True):
@@ -98,8 +100,8 @@ def test_gradients_of_both_agree_with_each_other_and_with_finite_differences(cas
             o = attend(*qkv, scale=0.7, impl=impl, q_segments_BS=seg, k_segments_BT=seg, **kw)
             return jnp.sum(o * weight)
 
-        dense = jax.grad(loss)((q, k, v), "dense")
-        blocked = jax.grad(loss)((q, k, v), "blocked")
+        gradient = jax.jit(jax.grad(loss), static_argnums=1)
+        dense, blocked = gradient((q, k, v), "dense"), gradient((q, k, v), "blocked")
         for a, b in zip(dense, blocked, strict=True):
             np.testing.assert_allclose(a, b, atol=3e-6)  # scores and sums are float32 even here
 

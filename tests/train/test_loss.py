@@ -32,7 +32,7 @@ OPTIONS = [dict(), dict(z_loss=0.1), dict(softcap=2.0), dict(z_loss=0.1, softcap
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize("chunk", [None, 1, 4, 11, 100])
+@pytest.mark.parametrize("chunk", [None, 4])
 @pytest.mark.parametrize("head_is_VD", [True, False])
 def test_sums_and_gradients(options, chunk, head_is_VD):
     hidden, head, targets, weights = problem()
@@ -44,7 +44,7 @@ def test_sums_and_gradients(options, chunk, head_is_VD):
         return 0.5 * found.loss_sum, found
 
     stored = head.T if head_is_VD else head
-    (half, found), (d_hidden, d_head) = jax.value_and_grad(loss, (0, 1), has_aux=True)(hidden, stored)
+    (half, found), (d_hidden, d_head) = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(hidden, stored)
     nll, z, per_token = reference(hidden, head, targets, weights, **options)
     np.testing.assert_allclose([half * 2, found.loss_sum, found.nll_sum], [nll + z, nll + z, nll], rtol=1e-5)
     np.testing.assert_allclose([found.z_sum, found.weight_sum], [z, weights.sum()], rtol=1e-5)
@@ -57,7 +57,8 @@ def test_sums_and_gradients(options, chunk, head_is_VD):
         direction = rng.standard_normal(grad.shape)
         ends = []
         for sign in (1e-5, -1e-5):
-            moved = [x.astype(np.float64) + (sign * direction if i == which else 0) for i, x in enumerate((hidden, head))]
+            moved = [hidden.astype(np.float64), head.astype(np.float64)]
+            moved[which] += sign * direction
             ends.append(sum(reference(*moved, targets, weights, **options)[:2]))
         np.testing.assert_allclose(np.sum(grad * direction), 0.5 * (ends[0] - ends[1]) / 2e-5, rtol=1e-4, atol=1e-4)
     assert (np.asarray(d_head)[:, USED:] == 0).all()  # padding learns nothing

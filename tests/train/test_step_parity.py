@@ -22,7 +22,7 @@ from maijax.parallel.mesh import make_mesh
 from maijax.parallel.sharding import Layout
 from maijax.train import state as states
 from maijax.train.step import compile_step
-from tests.models.hf_weights import from_hf
+from hf_weights import from_hf
 
 torch = pytest.importorskip("torch", reason="the parity tests need `pip install -e .[hf]`")
 transformers = pytest.importorskip("transformers", reason="the parity tests need `pip install -e .[hf]`")
