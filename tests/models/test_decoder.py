@@ -59,7 +59,7 @@ def test_500b_is_traced_in_seconds(name: str) -> None:
     start = time.process_time()
     tokens = jax.ShapeDtypeStruct((2, cfg.context), jnp.int32)
     x, aux = jax.eval_shape(lambda p, t, s: decoder.hidden(p, cfg, t, s), decoder.abstract(cfg), tokens, tokens)
-    assert time.process_time() - start < 5  # about 0.5 on a quiet core
+    assert time.process_time() - start < 5  # 1.1 and 1.6 measured on a busy machine
     assert (x.shape, x.dtype) == ((2, cfg.context, cfg.d_model), jnp.bfloat16)
     assert aux.expert_load.shape == ((62, 256) if cfg.moe else (0, 0))
 
@@ -144,6 +144,17 @@ def test_remat_stores_less(layers: str) -> None:
         return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
 
     assert stored("full") < 0.8 * stored("dots") < 0.64 * stored("none")
+
+
+def test_written_out_layers_do_compute_again() -> None:
+    """Without a fence XLA would find the recomputed products equal to the first ones, and keep those."""
+
+    def products(remat: str) -> int:
+        cfg = tiny(layers="unroll", remat=remat)
+        program = quick(jax.grad(lambda p: loss(p, cfg))).lower(decoder.abstract(cfg)).compile()
+        return program.as_text().count(" dot(")
+
+    assert products("none") < products("dots") < products("full")
 
 
 def sources(cfg: ModelConfig, *layouts: list[int] | None) -> list[np.ndarray]:

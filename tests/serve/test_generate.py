@@ -83,6 +83,14 @@ def test_first_token_frequencies_are_the_models(params: Any) -> None:
     assert chi2 < degrees + 5 * (2 * degrees) ** 0.5
 
 
+def test_draws_of_a_row_are_independent(params: Any) -> None:
+    """A head of zeros makes every token equally likely: neighbours agree once in 61 times."""
+    indifferent = params | {"head": {"w_head": jnp.zeros_like(params["head"]["w_head"])}}
+    found = np.array(generate(indifferent, CFG, [[4, 2]] * 600, max_tokens=6, temperature=1.0))
+    agreed, pairs = int((found[:, 1:] == found[:, :-1]).sum()), found[:, 1:].size
+    assert abs(agreed - pairs / 61) < 5 * (pairs / 61) ** 0.5
+
+
 def test_options_and_batches_of_a_size_share_one_program(params: Any) -> None:
     run = importlib.import_module("maijax.serve.generate")._run
     generate(params, CFG, PROMPTS, max_tokens=3, temperature=0)
