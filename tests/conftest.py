@@ -8,6 +8,9 @@ from pathlib import Path
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
 os.environ.setdefault("MAIJAX_CACHE", tempfile.mkdtemp(prefix="maijax-test-"))
+# Programs compiled once are found again, by later tests and by the processes that tests start.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.environ["MAIJAX_CACHE"] + "/xla")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 sys.path.insert(0, str(Path(__file__).parents[1]))  # tests of a bare checkout, too
 
 import pytest  # noqa: E402

@@ -44,7 +44,7 @@ def gate_product(gate: jax.Array, up: jax.Array, activation: Activation = "silu"
     """Return activation(gate) * up, elementwise; the gradient keeps gate and up only.
 
     Plain differentiation keeps three more arrays of this size, the largest of a layer, and XLA makes six
-    passes over them in place of three: 8% of a training step on CPU.
+    passes over them in place of three: 5% of a training step on CPU.
     """
     return activate(gate, activation) * up
 
