@@ -14,8 +14,8 @@ def linear(x: jax.Array, w: jax.Array, *, contract: int = 1) -> jax.Array:
     x is [..., *in], w is [*in, *out], the result [..., *out] in the dtype of x; w is cast to that dtype.
 
     The product is two-dimensional, [N, I] @ [I, O]: the weight gradient of a three-dimensional one reaches
-    XLA's CPU back end in a form that runs at a third of the speed (benchmarks/cpu_step.py); accelerators
-    make the same program of both. Reverse mode only, like all that has a gradient written by hand.
+    XLA's CPU back end in a form that runs at a third to two thirds of the speed. Reverse mode only, since the
+    gradient is written by hand.
 
     Raises: ValueError if the contracted dims differ.
     """

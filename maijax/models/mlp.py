@@ -43,8 +43,8 @@ def gated_mlp(
 def gate_product(gate: jax.Array, up: jax.Array, activation: Activation = "silu") -> jax.Array:
     """Return activation(gate) * up, elementwise; the gradient keeps gate and up only.
 
-    Plain differentiation keeps three more arrays of this size, the largest of a layer, and XLA makes six
-    passes over them in place of three: 5% of a training step on CPU.
+    By hand because in profiles of a CPU step its elementwise work is 3% of the time, and 8% under plain
+    differentiation. Reverse mode only.
     """
     return activate(gate, activation) * up
 

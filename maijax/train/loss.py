@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -75,8 +75,9 @@ def cross_entropy(
     Source: z-loss, Chowdhery et al. 2022, "PaLM", section 5.
     """
     spec = _spec(hidden_ND, head, head_is_VD, vocab_size, z_loss, softcap, chunk)
-    loss_sum, nll_sum, z_sum = _losses(hidden_ND, head, targets_N, weights_N.astype(jnp.float32), spec)
-    return CrossEntropy(loss_sum, nll_sum, z_sum, jnp.sum(weights_N.astype(jnp.float32)))
+    weights_N = weights_N.astype(jnp.float32)
+    sums: Any = _losses(hidden_ND, head, targets_N, weights_N, spec)
+    return CrossEntropy(sums[0], sums[1], sums[2], jnp.sum(weights_N))
 
 
 def token_losses(
