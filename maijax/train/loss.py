@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from maijax.models.linear import weight_gradient
+
 # Float32 logits held at once, in bytes. One chunk is as fast as eight on CPU; this bounds the memory.
 _LOGIT_BYTES = 64 * 2**20
 
@@ -182,7 +184,7 @@ def _losses_forward(hidden_ND, head, targets_N, weights_N, spec):  # noqa: ANN00
         d_z_CV = d_z_CV.astype(hidden_CD.dtype)
         d_hidden_CD = jnp.dot(d_z_CV, cast_head if spec.is_VD else cast_head.T)
         left, right = (d_z_CV, hidden_CD) if spec.is_VD else (hidden_CD, d_z_CV)
-        d_head += jnp.dot(left.T, right, preferred_element_type=jnp.float32)
+        d_head += weight_gradient(left, right)
         return (sums + _chunk_sums(log_total_C, target_C, weights_C, spec.z_loss), d_head), d_hidden_CD
 
     start = (jnp.zeros(3, jnp.float32), jnp.zeros(head.shape, jnp.float32))
