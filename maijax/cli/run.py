@@ -32,6 +32,9 @@ def run(args: argparse.Namespace) -> int:
         print(f"would {'go on with' if there else 'start'} {folder}: {experiment.train.steps:,} steps, "
               f"{experiment.tokens:,} tokens, {record['totals']['parameters']:,} parameters; nothing was written")
         return 0
+    from maijax.train.memory import reuse_freed_memory
+
+    reuse_freed_memory()  # before XLA starts its threads, each of which would take a heap of its own
     cache = cachedir.ready(cachedir.default())
     use_compilation_cache(cache)
     from maijax.train import loop

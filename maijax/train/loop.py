@@ -20,7 +20,6 @@ from maijax.train import environment, metrics, report, rundir, state
 from maijax.train.checkpoint import Checkpoints, Meta, fingerprint
 from maijax.train.evaluate import Evaluation
 from maijax.train.interrupt import Interrupt
-from maijax.train.memory import reuse_freed_memory
 from maijax.train.metrics import MetricLog
 from maijax.train.step import compile_step
 from maijax.train.trainer import Trainer
@@ -44,8 +43,6 @@ def run(experiment: Experiment, folder: Path, *, cache: Path, record: dict[str, 
     """
     # 1. Hardware decides nothing but layout and numeric format.
     platform = jax.devices()[0].platform
-    if platform == "cpu":
-        reuse_freed_memory()
     experiment = dataclasses.replace(experiment, model=decoder.resolve(experiment.model, platform))
     model, train = experiment.model, experiment.train
     layout = Layout.of(make_mesh(experiment.mesh), experiment.mesh)
