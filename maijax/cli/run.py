@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
 
     reuse_freed_memory()  # before XLA starts its threads, each of which would take a heap of its own
     cache = cachedir.ready(cachedir.default())
-    use_compilation_cache(cache)
+    ready(cache)
     from maijax.train import loop
 
     outcome = loop.run(experiment, folder, cache=cache, record=record)
@@ -64,7 +64,7 @@ def evaluate(args: argparse.Namespace) -> int:
     from maijax.data import cachedir, pipeline
 
     cache = cachedir.ready(cachedir.default())
-    use_compilation_cache(cache)
+    ready(cache)
     from maijax.train import evaluate, restore, rundir
 
     trained = restore.open_run(rundir.find(args.runs_dir, args.run))
@@ -98,7 +98,7 @@ def generate(args: argparse.Namespace) -> int:
     """Prints continuations of a prompt, the prompt included."""
     from maijax.data import cachedir
 
-    use_compilation_cache(cachedir.ready(cachedir.default()))
+    ready(cachedir.ready(cachedir.default()))
     from maijax.serve.generate import generate
     from maijax.train import restore, rundir
 

@@ -158,7 +158,7 @@ class Window:
         self._compiling, self._untimed = True, 0
 
     def seconds(self) -> float:
-        """Spent in the loop by this run so far, evaluation and samples included, former sessions too."""
+        """Spent in the loop by this run so far, evaluation and samples included, resumed parts too."""
         return self._base + time.perf_counter() - self._opened
 
     def pause(self) -> Window:
