@@ -33,8 +33,8 @@ def version() -> str:
 
 
 HF = ["transformers>=5,<6", "torch==2.13.0", "safetensors"]
-TENSORBOARD = ["tensorboardX"]
-TEST = ["pytest", "pytest-xdist", "hypothesis", "scipy", "setuptools", "wheel"]
+ZSTD = ["zstandard"]
+TEST = ["pytest", "pytest-xdist", "hypothesis", "scipy", "setuptools", "tensorboard", "wheel"]
 DEV = ["ruff", "pyright[nodejs]"]
 
 setup(
@@ -59,12 +59,13 @@ setup(
         "absl-py",
         "numpy",
         "rich",
+        "tensorboardX",
     ],
     extras_require={
         "hf": HF,
-        "tensorboard": TENSORBOARD,
-        "test": [*TEST, *HF, *TENSORBOARD],
-        "dev": [*TEST, *HF, *TENSORBOARD, *DEV],
+        "zstd": ZSTD,
+        "test": [*TEST, *HF, *ZSTD],
+        "dev": [*TEST, *HF, *ZSTD, *DEV],
     },
     entry_points={"console_scripts": ["maijax = maijax.cli:main"]},
 )

@@ -155,6 +155,9 @@ class OptimConfig:
     def problems(self) -> Iterator[str]:
         yield from _positive(self, "lr", "adam_lr", "eps", "clip_norm", "spike_sigmas", "max_skipped")
         yield from _fraction(self, "decay_fraction", "final_fraction", "b1", "b2", "momentum")
+        for name in ("b1", "b2", "momentum"):
+            if getattr(self, name) == 1:
+                yield f"{name}=1 would never forget; it must be below 1"
         for name in ("warmup", "weight_decay"):
             if getattr(self, name) < 0:
                 yield f"{name}={getattr(self, name)} must not be below 0"
@@ -223,6 +226,8 @@ class TrainConfig:
                 f"accumulation={self.accumulation} must divide batch_size={self.batch_size}; "
                 f"try {_either(near, self.accumulation)}"
             )
+        if not 0 <= self.seed < 2**31:
+            yield f"seed={self.seed} must lie in 0..{2**31 - 1}"
         if self.z_loss < 0:
             yield f"z_loss={self.z_loss} must not be below 0"
 

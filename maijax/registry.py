@@ -20,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+from maijax import plain
 from maijax.config import Experiment, MeshConfig
 from maijax.errors import UserError
 
@@ -81,10 +82,19 @@ def entry(name: str) -> Entry:
 def get(name: str) -> Experiment:
     """The experiment of this name, made anew. Raises UserError if there is none."""
     found = entry(name)
-    made = found.make()
+    where = f"{found.file}:{found.line}: {name}"
+    try:
+        made = found.make()
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{where} cannot be made: {type(error).__name__}: {error}") from error
     if not isinstance(made, Experiment):
-        kind = type(made).__name__
-        raise UserError(f"{found.file}:{found.line}: {name} must return an Experiment, not {kind}")
+        raise UserError(f"{where} must return an Experiment, not {type(made).__name__}")
+    try:
+        plain.from_plain(plain.to_plain(made))  # values of the types that their fields declare
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
     return dataclasses.replace(made, name=name)  # a variant of another experiment need not name itself
 
 

@@ -71,6 +71,9 @@ def test_run_stop_resume_evaluate_generate(corpus, tmp_path):
     again = finish(command("eval", "whole", "--source", str(corpus), "--runs-dir", str(tmp_path)), 0)
     assert "bits per byte" in again
 
+    would = finish(command(*words, "--name", "whole", "--dry-run"), 0)
+    assert "would go on with" in would
+
     told = ["generate", "whole", "--prompt", "the king", "--max-tokens", "12", "--num", "2"]
     told += ["--runs-dir", str(tmp_path)]
     first, second = finish(command(*told), 0), finish(command(*told), 0)

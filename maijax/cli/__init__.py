@@ -93,6 +93,7 @@ def _running_verbs(verb) -> None:
                  "Example: maijax eval phi_tiny --source my_stories.jsonl")
     evals.add_argument("run", metavar="RUN", help="a run's name or folder")
     evals.add_argument("--source", metavar="URI", help="a file, a folder or tfds:NAME; default: what was held out")
+    evals.add_argument("--field", default="text", metavar="FIELD", help="of the source's JSON lines (default: text)")
     _json(evals)
     generates = verb("generate", "run:generate", "continue a prompt with a trained run",
                      'Example: maijax generate phi_tiny --prompt "Once upon a time" --temperature 0.7 --num 3')
@@ -163,11 +164,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _tell(error, 2)
     except RunError as error:
         return _tell(error, 1)
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):  # the reader of our output left, as `head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        return _tell(f"{error.filename or 'a file'}: {error.strerror or error}", 1)
     except KeyboardInterrupt:
         return _tell("interrupted", 130)
-    except BrokenPipeError:  # the reader of our output left, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
 
 
 def _known_verb(top: argparse.ArgumentParser, words: list[str]) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
 
-from maijax import plain, provenance, scaling
+from maijax import provenance, scaling
 from maijax.cli import choose
 from maijax.config import Experiment, SourceConfig
 from maijax.errors import UserError
@@ -27,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
         "totals": totals(experiment),
     }
     if args.dry_run:
-        rundir.check(folder, experiment)
+        rundir.check(folder, experiment, resolved=False)
         there = (folder / "experiment.json").exists()
         print(f"would {'go on with' if there else 'start'} {folder}: {experiment.train.steps:,} steps, "
               f"{experiment.tokens:,} tokens, {record['totals']['parameters']:,} parameters; nothing was written")
@@ -70,9 +71,9 @@ def evaluate(args: argparse.Namespace) -> int:
     trained = restore.open_run(rundir.find(args.runs_dir, args.run))
     experiment = trained.experiment
     seq_len = experiment.train.seq_len
-    if args.source:
+    if args.source is not None:
         text = pipeline.open_source(
-            SourceConfig(uri=args.source), trained.tokenizer, seq_len=seq_len, cache=cache,
+            SourceConfig(uri=args.source, field=args.field), trained.tokenizer, seq_len=seq_len, cache=cache,
             errors=experiment.data.errors,
         )
     else:
@@ -80,6 +81,10 @@ def evaluate(args: argparse.Namespace) -> int:
             experiment.data, vocab_size=experiment.model.vocab_size, seq_len=seq_len, seed=experiment.train.seed,
             cache=cache,
         )
+        if other := pipeline.differences(trained.data, text.identity):
+            raise UserError(
+                f"{args.run} was trained on another value of: {', '.join(other)}; put the old back, or name a --source"
+            )
     rows = max(1, experiment.train.batch_size // experiment.train.accumulation)
     scorer = evaluate.make_scorer(experiment.model, trained.layout, rows=rows, seq_len=seq_len)
     found = evaluate.evaluate(scorer, trained.params, pipeline.held_out_batches(text, rows))
@@ -129,15 +134,19 @@ def totals(experiment: Experiment) -> dict[str, Any]:
         "active": counts.active,
         "flops_per_token": scaling.train_flops_per_token(experiment.model, experiment.train.seq_len),
         "tokens": experiment.tokens,
-        "rules": plain.to_plain(experiment.rules),
     }
 
 
-def use_compilation_cache(cache: Path) -> None:
-    """Compiled programs are kept between runs; they are native code, so the folder is this user's alone."""
+def ready(cache: Path) -> None:
+    """Compiled programs are kept between runs; they are native code, so the folder must be this user's alone."""
     import jax
+    from absl import logging
 
+    logging.set_verbosity(logging.ERROR)  # Orbax tells much that a person cannot use
     folder = cache / "xla"
     folder.mkdir(mode=0o700, exist_ok=True)
+    about = folder.stat()
+    if about.st_uid != os.getuid() or about.st_mode & 0o022:
+        raise UserError(f"{folder} is writable by others, and programs are loaded from it; chmod 700 it, or remove it")
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

@@ -105,10 +105,8 @@ class Tokenizer:
 
     def decode(self, tokens: Sequence[int] | np.ndarray) -> str:
         """The text of the tokens; BOS, EOS and padding have none."""
-        return self._processor.decode([int(token) for token in tokens])
-
-    def piece(self, token: int) -> str:
-        return self._processor.id_to_piece(token)
+        # A model may have room for more tokens than the tokenizer; those have no text.
+        return self._processor.decode([int(token) for token in tokens if token < self.vocab_size])
 
     @functools.cached_property
     def piece_bytes(self) -> np.ndarray:

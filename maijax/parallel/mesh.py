@@ -23,6 +23,12 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
         raise UserError(
             f"mesh.rules=() would leave {len(devices)} devices doing the same work; choose a mesh, e.g. --mesh FSDP"
         )
+    placed = {axis for _, axes in config.rules for axis in axes}
+    for axis in MESH_AXES:
+        if sizes[axis] > 1 and axis not in placed:
+            raise UserError(
+                f"mesh.{axis}={sizes[axis]} shards nothing by these mesh.rules; name it in a rule, or set it to 1"
+            )
     shape = tuple(sizes[axis] for axis in MESH_AXES)
     # Auto axes: the compiler partitions, guided by `constrain`; manual islands use jax.shard_map.
     return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(shape), devices=devices)

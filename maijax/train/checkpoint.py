@@ -134,30 +134,24 @@ class Checkpoints:
         A step whose digests disagree is put aside and the one before it is tried. Raises UserError for a
         checkpoint of another experiment or another stream of tokens, RunError if every step is damaged.
         """
-        tried = []
+        tried = [f"{path.name} (put aside before)" for path in sorted(self.folder.glob("*.corrupt*"))]
         for step in self.steps():
             try:
-                state, meta = self._read(step, target)
-            except UserError:
+                return self._read(step, target, identity, data)
+            except (UserError, MemoryError):
                 raise
             except Exception as error:
                 tried.append(f"{step} ({_first_line(error)})")
                 self._put_aside(step, _first_line(error))
-                continue
-            other = ["the experiment"] if meta.identity != identity else []
-            if data is not None:
-                other += differences(meta.data, data)
-            if other:
-                raise UserError(
-                    f"checkpoint {step} in {self.folder} was written with another value of: {', '.join(other)}; "
-                    "put the old back, or give --name another"
-                )
-            return state, meta
         if tried:
-            raise RunError(f"no sound checkpoint in {self.folder}: {'; '.join(tried)}")
+            raise RunError(
+                f"no sound checkpoint in {self.folder}: {'; '.join(tried)}; to start anew, remove the run's folder"
+            )
         return None
 
-    def _read(self, step: int, target: State) -> tuple[State, Meta]:
+    def _read(
+        self, step: int, target: State, identity: str, data: dict[str, Any] | None
+    ) -> tuple[State, Meta]:
         small: Any = self._manager.restore(
             step,
             args=ocp.args.Composite(
@@ -165,6 +159,15 @@ class Checkpoints:
                 meta=ocp.args.JsonRestore(),  # pyright: ignore[reportCallIssue]
             ),
         )
+        meta = Meta(**small.meta)
+        other = ["the experiment"] if meta.identity != identity else []
+        if data is not None:
+            other += differences(meta.data, data)
+        if other:
+            raise UserError(
+                f"checkpoint {step} in {self.folder} was written with another value of: {', '.join(other)}; "
+                "put the old back, or give --name another"
+            )
         whole: Any = self._manager.restore(
             step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))  # pyright: ignore[reportCallIssue]
         )
@@ -173,12 +176,12 @@ class Checkpoints:
         for (path, _), word, found in zip(leaves, small.digest["leaves"], found_words, strict=True):
             if int(found) != word:
                 raise ValueError(f"{jax.tree_util.keystr(path)} is damaged")
-        return whole.state, Meta(**small.meta)
+        return whole.state, meta
 
     def _put_aside(self, step: int, why: str) -> None:
         log.warning("checkpoint %d in %s cannot be used: %s", step, self.folder, why)
         if self.writer:
-            self._rename(self.folder / str(step))
+            self._rename(self.folder / str(step), "corrupt")
             self._manager.reload()
 
     def _put_aside_foreign(self) -> None:
@@ -186,14 +189,13 @@ class Checkpoints:
         for path in self.folder.iterdir():
             if path.name.isdigit() and not _finished(path):
                 log.warning("%s is no finished checkpoint; put aside", path)
-                self._rename(path)
+                self._rename(path, "foreign")
 
-    def _rename(self, path: Path) -> None:
-        aside = path.with_name(f"{path.name}.corrupt")
-        n = 1
+    def _rename(self, path: Path, why: str) -> None:
+        aside, n = path.with_name(f"{path.name}.{why}"), 1
         while aside.exists():
             n += 1
-            aside = path.with_name(f"{path.name}.corrupt{n}")
+            aside = path.with_name(f"{path.name}.{why}{n}")
         path.rename(aside)
 
 

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 
 from maijax import optim, plain
 from maijax.config import Experiment
-from maijax.data import pipeline
+from maijax.data import cachedir, pipeline
+from maijax.errors import UserError
 from maijax.models import decoder
 from maijax.optim import skip
 from maijax.parallel.mesh import make_mesh
@@ -54,6 +55,9 @@ def run(experiment: Experiment, folder: Path, *, cache: Path, record: dict[str, 
         experiment.data, vocab_size=model.vocab_size, seq_len=train.seq_len, seed=train.seed, cache=cache
     )
 
+    if (length := len(data.tokenizer.encode(train.prompt)) + 1) >= model.context:
+        raise UserError(f"train.prompt is {length} tokens long, model.context={model.context}; shorten it")
+
     with (
         rundir.RunFolder(folder) as run_folder,
         Interrupt() as interrupt,
@@ -62,8 +66,6 @@ def run(experiment: Experiment, folder: Path, *, cache: Path, record: dict[str, 
         new = run_folder.claim(experiment, record | {"experiment": plain.to_plain(experiment)})
         peak = environment.matmul_peak(cache, jnp.dtype(model.dtype))
         described = environment.describe() | {"matmul_peak_gflops": peak / 1e9, "corpus": data.summary}
-        (folder / TOKENIZER).write_bytes(data.tokenizer.model)
-        rundir.write_json(folder / ("environment.json" if new else "environment.resumed.json"), described)
 
         # 3. State: this run's newest sound checkpoint, else from the seed.
         tx = skip.wrap(optim.build(experiment.optim, model, train.steps), experiment.optim)
@@ -77,9 +79,13 @@ def run(experiment: Experiment, folder: Path, *, cache: Path, record: dict[str, 
             now = state.create(model, tx, layout, train.seed)
         else:
             now, meta = restored
+        name = "environment.json" if new else f"environment.{meta.step}.json"
+        rundir.write_json(folder / name, described)
+        cachedir.write_file(folder / TOKENIZER, data.tokenizer.model)
 
         # 4. The loop, then the last look: all held-out text, a story. A run that has had it is only told of.
         if meta.step == train.steps and (found := last_look(folder)) is not None:
+            report.write_report(folder)
             return Outcome(step=meta.step, finished=True, evaluation=found)
         with MetricLog(folder, resume_step=meta.step, enabled=jax.process_index() == 0) as log:
             trainer = Trainer(

@@ -35,7 +35,7 @@ class MetricLog:
     never raises over the disk: what cannot be written waits in memory, one warning is printed, and the next
     write tries again. `enabled=False` (all processes but the first) does nothing at all.
 
-    Scalars and samples go to TensorBoard files in `tensorboard/` as well, if tensorboardX is installed.
+    Scalars and samples go to TensorBoard files in `tensorboard/` as well, by tensorboardX, without TensorFlow.
     """
 
     def __init__(self, folder: str | Path, *, resume_step: int = 0, enabled: bool = True) -> None:
@@ -171,8 +171,6 @@ class _Board:
 def _open_board(folder: Path, resume_step: int) -> _Board | None:
     try:
         return _Board(folder, resume_step)
-    except ImportError:
-        _say("no TensorBoard files: tensorboardX is missing; pip install 'maijax[tensorboard]' adds it")
     except OSError as error:
         _say(f"{folder}: no TensorBoard files ({error.strerror})")
     return None

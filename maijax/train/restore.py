@@ -28,6 +28,7 @@ class Trained(NamedTuple):
     params: Any
     layout: Layout
     tokenizer: tokenizer.Tokenizer
+    data: dict[str, Any]  # identity of the stream it was trained on
 
 
 def open_run(folder: Path) -> Trained:
@@ -45,7 +46,10 @@ def open_run(folder: Path) -> Trained:
         found = checkpoints.restore(state.abstract(model, tx, layout), identity=identity, data=None)
     if found is None:
         raise UserError(f"run {folder} has no checkpoint yet; `maijax run` writes one")
+    tokens = tokenizer.load(folder / TOKENIZER)
+    if tokens.sha256 != found[1].data.get("tokenizer"):
+        raise UserError(f"{folder / TOKENIZER} is not the tokenizer that the weights were trained with; put it back")
     return Trained(
         experiment=dataclasses.replace(experiment, model=model), step=found[1].step, params=found[0].params,
-        layout=layout, tokenizer=tokenizer.load(folder / TOKENIZER),
+        layout=layout, tokenizer=tokens, data=found[1].data,
     )

@@ -98,15 +98,18 @@ class RunFolder:
         return True
 
 
-def check(folder: Path, experiment: Experiment) -> None:
-    """Raises UserError, with the difference, if the folder holds another experiment's run; writes nothing."""
+def check(folder: Path, experiment: Experiment, *, resolved: bool = True) -> None:
+    """Raises UserError, with the difference, if the folder holds another experiment's run; writes nothing.
+
+    `resolved=False`: "auto" has not been decided for this machine yet, and so differs from nothing.
+    """
     if not (folder / "experiment.json").exists():
         return
     there, here = identity(load(folder)), identity(experiment)
     changed = [
         f"{path} was {_show(there.get(path))}, is {_show(here.get(path))}"
         for path in sorted(there.keys() | here.keys())
-        if there.get(path) != here.get(path)
+        if there.get(path) != here.get(path) and (resolved or here.get(path) != "auto")
     ]
     if changed:
         more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""

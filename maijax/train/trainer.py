@@ -81,7 +81,7 @@ class Trainer:
                     with window.pause():
                         if _due(done, train.eval_every):
                             found = self.held_out(state.params, train.eval_sequences)
-                            self.log.write(done, "eval", **found._asdict(), limited=train.eval_sequences is not None)
+                            self.log.write(done, "eval", **found._asdict())
                             bar.note(f"step {done}: held-out {found.bits_per_byte:.3f} bits per byte")
                         if _due(done, train.sample_every):
                             text = self.sample(state.params, seed=done)[0]
@@ -94,9 +94,10 @@ class Trainer:
         train = self.experiment.train
         found = self.held_out(params, None)
         beside = {"xz_bits_per_byte": xz.bits_per_byte(self.data, cache)}
-        self.log.write(meta.step, "eval", **found._asdict(), limited=False, final=True, **beside)
         for text in self.sample(params, seed=train.seed, count=FINAL_SAMPLES):
             self.log.write(meta.step, "sample", prompt=train.prompt, text=text, final=True)
+        # Last, since it says that all of this is done.
+        self.log.write(meta.step, "eval", **found._asdict(), final=True, **beside)
         return found
 
     def held_out(self, params: Any, limit: int | None) -> Evaluation:
@@ -202,6 +203,7 @@ class Window:
             last = key.startswith("skipped") or key == "lr"
             finite = column[np.isfinite(column)]
             record[key] = float(column[-1]) if last else float(finite.mean()) if finite.size else math.nan
+        record["skipped_in_row"] = max(v["skipped_in_row"] for v in values)
         for key in ("skipped", "skipped_in_row"):
             record[key] = int(record[key])
         record |= {

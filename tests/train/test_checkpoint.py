@@ -97,8 +97,9 @@ def test_damaged_steps_are_put_aside_and_all_damaged_is_an_error(saved, damage):
             state, found = read(saved)
             assert found.step == 2
             assert_same(state, small_state(2))
-    with pytest.raises(RunError, match="no sound checkpoint"):
-        read(saved)
+    for _ in range(2):  # asking again is no way round it
+        with pytest.raises(RunError, match="no sound checkpoint"):
+            read(saved)
 
 
 def test_a_foreign_numbered_folder_blocks_nothing(saved):
@@ -108,7 +109,7 @@ def test_a_foreign_numbered_folder_blocks_nothing(saved):
         assert found.step == 3
         checkpoints.save(small_state(4), meta(4))
     assert read(saved)[1].step == 4
-    assert (saved / "99.corrupt").is_dir()
+    assert (saved / "99.foreign").is_dir()
 
 
 def test_a_save_that_orbax_refuses_is_an_error(saved):

@@ -155,9 +155,21 @@ def test_a_corpus_that_changed_is_refused(corpus, cache, tmp_path):
     own.write_text((corpus / "tales.jsonl").read_text())
     exp = dataclasses.replace(exp, data=dataclasses.replace(exp.data, sources=(SourceConfig(uri=str(own)),)))
     go(exp, tmp_path / "run", cache)
-    own.write_text(own.read_text().replace("king", "czar", 1))
+    made = (tmp_path / "run" / "tokenizer.model").read_bytes()
+    own.write_text(own.read_text().replace("king", "czar", 20))
     with pytest.raises(UserError, match="the documents"):
         go(exp, tmp_path / "run", cache)
+    assert (tmp_path / "run" / "tokenizer.model").read_bytes() == made
+    restore.open_run(tmp_path / "run")
+    (tmp_path / "run" / "tokenizer.model").write_bytes(b"another")
+    with pytest.raises(UserError, match="tokenizer"):
+        restore.open_run(tmp_path / "run")
+
+
+def test_a_prompt_that_fills_the_context_is_refused(corpus, cache, tmp_path):
+    with pytest.raises(UserError, match="train.prompt is"):
+        go(experiment(corpus, prompt="king " * 80), tmp_path / "run", cache)
+    assert not (tmp_path / "run").exists()
 
 
 def test_bad_data_leaves_no_folder(cache, corpus, tmp_path):

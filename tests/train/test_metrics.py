@@ -126,7 +126,6 @@ def test_disabled_writes_nothing(tmp_path):
 
 
 def test_tensorboard_reads_it(tmp_path):
-    pytest.importorskip("tensorboardX")
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     with MetricLog(tmp_path) as log:
         for step in range(1, 7):
@@ -140,11 +139,3 @@ def test_tensorboard_reads_it(tmp_path):
         (1, 1.0), (2, 0.5), (3, 0.3333), (4, 0.25), (5, 9.0)
     ]
     assert b"<b>upon</b>" in found.Tensors("sample/text_summary")[0].tensor_proto.string_val[0]
-
-
-def test_without_tensorboardx_one_line_says_how_to_get_it(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "tensorboardX", None)
-    with MetricLog(tmp_path) as log:
-        log.write(1, "train", loss=1.0)
-    assert "pip install 'maijax[tensorboard]'" in capsys.readouterr().err
-    assert steps(tmp_path) == [1]

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hf_weights import from_hf
 
 from maijax import optim
 from maijax.config import (
@@ -22,7 +23,6 @@ from maijax.parallel.mesh import make_mesh
 from maijax.parallel.sharding import Layout
 from maijax.train import state as states
 from maijax.train.step import compile_step
-from hf_weights import from_hf
 
 torch = pytest.importorskip("torch", reason="the parity tests need `pip install -e .[hf]`")
 transformers = pytest.importorskip("transformers", reason="the parity tests need `pip install -e .[hf]`")
