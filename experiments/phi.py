@@ -36,13 +36,17 @@ def phi_tiny() -> Experiment:
     Command: maijax run phi_tiny
     Hardware: 2 CPU cores
     Time: about 5 minutes
-    Expected: at most 1.60 bits per byte on stories held out; xz -9e reaches 2.08 given the same text.
+    Expected: 1.60 bits per byte on stories held out; xz -9e makes 2.15 of them, given the training text.
     """
     return Experiment(
         model=models.PHI_TINY,
-        optim=dataclasses.replace(optimizers.MUON, lr=0.02, adam_lr=0.006),
+        # Four to five passes over two megabytes: strong decay and a long cooldown, both from the runs in LOG.md.
+        optim=dataclasses.replace(optimizers.MUON, weight_decay=0.6, decay_fraction=0.8),
         data=data.STORIES,
-        train=TrainConfig(steps=1_200, batch_size=16, seq_len=256),
+        train=TrainConfig(
+            steps=2_800, batch_size=4, seq_len=256, log_every=20, eval_every=400, sample_every=400,
+            checkpoint_every=400,
+        ),
         mesh=meshes.DATA,
     )
 

@@ -22,7 +22,7 @@ FLAGS = {
     "diff": "A B --json --module",
     "doctor": "NAME --json --mesh --module --set",
     "run": "NAME --dry-run --mesh --module --name --runs-dir --set",
-    "eval": "RUN --json --runs-dir --source",
+    "eval": "RUN --field --json --runs-dir --source",
     "generate": "RUN --max-tokens --num --prompt --runs-dir --seed --temperature --top-k --top-p",
 }
 
