@@ -34,7 +34,7 @@ def version() -> str:
 
 HF = ["transformers>=5,<6", "torch==2.13.0", "safetensors"]
 ZSTD = ["zstandard"]
-TEST = ["pytest", "pytest-xdist", "hypothesis", "scipy", "setuptools", "tensorboard", "wheel"]
+TEST = ["pytest", "hypothesis", "scipy", "setuptools", "tensorboard", "wheel"]
 DEV = ["ruff", "pyright[nodejs]"]
 
 setup(

@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "weights": {"config", "dims"},
     "plain": {"config", "errors"},
     "overrides": {"config", "errors", "plain"},
-    "registry": {"config", "errors"},
+    "registry": {"config", "errors", "plain"},
     "provenance": {"config", "plain", "registry"},
     "scaling": {"config", "weights"},
     "parallel": VALUES | {"parallel"},
