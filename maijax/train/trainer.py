@@ -118,7 +118,7 @@ class Trainer:
         ids = [tokenizer.bos, *tokenizer.encode(prompt).tolist()]
         room = model.context - len(ids)
         found = generate(
-            params, model, [ids] * count, max_tokens=min(SAMPLE_TOKENS, room), temperature=0.8, top_p=0.95,
+            params, model, [ids] * count, max_tokens=min(SAMPLE_TOKENS, room), temperature=0.7, top_p=0.9,
             seed=seed, eos_id=tokenizer.eos,
         )
         return [prompt + tokenizer.decode(tokens) for tokens in found]
