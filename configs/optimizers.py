@@ -6,7 +6,7 @@ from maijax.config import OptimConfig
 ADAMW = OptimConfig(name="adamw", lr=3e-4, b2=0.95, weight_decay=0.1, clip_norm=1.0, warmup=2_000)
 
 # Small runs: fewer steps to the same loss. Source: Muon, kellerjordan.github.io/posts/muon; lr: own sweeps.
-MUON = OptimConfig(name="muon", lr=0.006, adam_lr=0.016, momentum=0.95, weight_decay=0.1, warmup=50)
+MUON = OptimConfig(name="muon", lr=0.008, adam_lr=0.02, momentum=0.95, weight_decay=0.1, warmup=50)
 
 # Little memory: factored second moments, AdamW's rates. Source: arXiv 1804.04235.
 ADAFACTOR = OptimConfig(name="adafactor", lr=3e-4, weight_decay=0.1, warmup=2_000)

@@ -40,12 +40,11 @@ def phi_tiny() -> Experiment:
     """
     return Experiment(
         model=models.PHI_TINY,
-        # Four to five passes over two megabytes: strong decay and a long cooldown, both from the runs in LOG.md.
-        optim=dataclasses.replace(optimizers.MUON, weight_decay=0.6, decay_fraction=0.8),
+        # Five passes over two megabytes: strong decay and a long cooldown, both from the runs in LOG.md.
+        optim=dataclasses.replace(optimizers.MUON, weight_decay=0.4, decay_fraction=0.8),
         data=data.STORIES,
         train=TrainConfig(
-            steps=2_800, batch_size=4, seq_len=256, log_every=20, eval_every=400, sample_every=400,
-            checkpoint_every=400,
+            steps=1_500, batch_size=8, seq_len=256, eval_every=500, sample_every=500, checkpoint_every=500,
         ),
         mesh=meshes.DATA,
     )

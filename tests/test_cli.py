@@ -174,7 +174,7 @@ def test_diff_is_grouped_by_meaning_with_the_rule(capsys):
     assert groups == ["totals", "shape", "optimisation", "data", "numerics", "layout", "watching"]
     lines = [" ".join(line.split()) for line in out.splitlines()]
     assert "model.d_model 128 18432" in lines
-    assert any(line.startswith("optim.lr 0.006 8e-5 Step Law") for line in lines)
+    assert any(line.startswith("optim.lr 0.008 8e-5 Step Law") for line in lines)
     assert "mesh.rules: embed () fsdp" in lines
     assert "model.norm" not in out  # the same in both
     found = json.loads(run(capsys, "diff", "phi_tiny", "mai_500b", "--json")[1])
