@@ -28,7 +28,7 @@ def test_all_problems_are_told_in_one_line():
         tiny,
         model=dataclasses.replace(tiny.model, d_ff=0, attention=AttentionConfig(num_heads=6, kv_heads=4, head_dim=3)),
         optim=dataclasses.replace(tiny.optim, lr=-1.0, b1=2.0),
-        train=dataclasses.replace(tiny.train, seq_len=1024, accumulation=3),
+        train=dataclasses.replace(tiny.train, batch_size=16, seq_len=1024, accumulation=3),
     )
     with pytest.raises(UserError) as caught:
         broken.validate()
