@@ -19,6 +19,8 @@ check: $(VENV)/tested
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 $(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v <= (3, 13) or sys.exit( \
+	  "$(PYTHON) is Python %d.%d; give one from 3.11 to 3.13, e.g. make $(MAKECMDGOALS) PYTHON=python3.12" % v)'
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/installed: setup.py | $(VENV)/bin/python

@@ -3,7 +3,8 @@
 from maijax.config import DataConfig, SourceConfig
 
 # Andersen's tales and Carroll's Alice, about 2 MB of public-domain text, fetched and pinned at preparation.
-STORIES = DataConfig(sources=(SourceConfig(uri="tfds:maijax_stories"),))
+# Unigram pieces: 0.4% fewer bits per byte than bpe in the same training time (LOG.md).
+STORIES = DataConfig(sources=(SourceConfig(uri="tfds:maijax_stories"),), tokenizer_kind="unigram")
 
 # Your corpus: none that we could bundle is long enough for the large sizes. Put .jsonl or .txt files (also
 # compressed) and a sentencepiece model of the model's vocabulary there, or name other places with --set.

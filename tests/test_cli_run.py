@@ -72,7 +72,7 @@ def test_run_stop_resume_evaluate_generate(corpus, tmp_path):
     assert "bits per byte" in again
 
     would = finish(command(*words, "--name", "whole", "--dry-run"), 0)
-    assert "would go on with" in would
+    assert "is finished, 40 steps" in would
 
     told = ["generate", "whole", "--prompt", "the king", "--max-tokens", "12", "--num", "2"]
     told += ["--runs-dir", str(tmp_path)]

@@ -6,9 +6,11 @@ import argparse
 import difflib
 import importlib
 import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from maijax import __version__
 from maijax.errors import RunError, UserError
@@ -87,7 +89,8 @@ def _running_verbs(verb) -> None:
     runs = verb("run", "run:run", "train an experiment, evaluate it, sample from it; resumes what was stopped",
                 _SETTINGS)
     _experiment(runs)
-    runs.add_argument("--name", dest="run_name", metavar="RUN", help="of the run's folder; default: the experiment's")
+    runs.add_argument("--name", dest="run_name", metavar="RUN",
+                      help="of the run's folder; default: the experiment's, and what is set")
     runs.add_argument("--dry-run", action="store_true", help="say what would happen, and write nothing")
     evals = verb("eval", "run:evaluate", "measure a run's held-out loss, or its loss on any corpus",
                  "Example: maijax eval phi_tiny --source my_stories.jsonl")
@@ -126,29 +129,37 @@ def _json(one: argparse.ArgumentParser) -> None:
 
 
 def _above_zero(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number above 0")
     value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} must be above 0")
     return value
 
 
 def _not_below_zero(text: str) -> float:
-    value = float(text)
+    value = _number(text)
     if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} must be 0 or more")
+        raise argparse.ArgumentTypeError(f"{text!r} must be a finite number, 0 or more")
     return value
 
 
 def _share(text: str) -> float:
-    value = float(text)
+    value = _number(text)
     if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} must be above 0 and at most 1")
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number above 0 and at most 1")
     return value
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return float("nan")  # fails every comparison
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb and returns the exit code; what a person can mend is told in one line on stderr."""
     words = list(sys.argv[1:] if argv is None else argv)
+    before = _leave_at_once()
     try:
         top = parser()
         _known_verb(top, words)
@@ -171,6 +182,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _tell(f"{error.filename or 'a file'}: {error.strerror or error}", 1)
     except KeyboardInterrupt:
         return _tell("interrupted", 130)
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGINT, before)
+
+
+def _leave_at_once() -> Any:
+    """Until a run asks for its own handler, Ctrl-C ends the process in one line; returns the handler before.
+
+    An exception would come up in the middle of an import, or be lost in a callback of the compiler. What is
+    written is written whole or not at all, so nothing needs to be undone.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return None
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler:  # ignored, under nohup, or somebody else's
+        return None
+
+    def leave(*_: object) -> None:
+        show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""
+        os.write(2, f"{show_cursor}maijax: interrupted\n".encode())
+        os._exit(130)
+
+    return signal.signal(signal.SIGINT, leave)
 
 
 def _known_verb(top: argparse.ArgumentParser, words: list[str]) -> None:

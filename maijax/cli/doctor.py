@@ -60,6 +60,11 @@ def doctor(args: argparse.Namespace) -> int:
     return 1 if bad else 0
 
 
+def obstacles(experiment: Experiment) -> list[str]:
+    """What stands in an experiment's way on this machine, one line each."""
+    return [f"{finding.what}: {_line(finding)}" for finding in _fits(experiment, _machine()) if finding.bad]
+
+
 def _line(finding: Finding) -> str:
     return f"{finding.found}: {finding.bad}" if finding.bad else finding.found
 
@@ -151,7 +156,8 @@ def _corpora(experiment: Experiment) -> Iterator[Finding]:
         files.append(("data.tokenizer", experiment.data.tokenizer))
     for path, uri in files:
         here = uri.startswith("tfds:") or Path(uri).expanduser().exists()
-        yield Finding(path, uri if here else f"{uri} is not there", None if here else f"name yours with --set {path}=")
+        remedy = None if here else f"name yours with --set {path}="
+        yield Finding(path, f"{uri} is {'there' if here else 'not there'}", remedy)
 
 
 def _bytes_per_device(experiment: Experiment, sizes: dict[str, int], machine: Machine) -> float:

@@ -12,7 +12,7 @@ from typing import Any
 from maijax import provenance, scaling
 from maijax.cli import choose
 from maijax.config import Experiment, SourceConfig
-from maijax.errors import UserError
+from maijax.errors import RunError, UserError
 
 
 def run(args: argparse.Namespace) -> int:
@@ -28,19 +28,25 @@ def run(args: argparse.Namespace) -> int:
         "totals": totals(experiment),
     }
     if args.dry_run:
-        rundir.check(folder, experiment, resolved=False)
-        there = (folder / "experiment.json").exists()
-        print(f"would {'go on with' if there else 'start'} {folder}: {experiment.train.steps:,} steps, "
-              f"{experiment.tokens:,} tokens, {record['totals']['parameters']:,} parameters; nothing was written")
-        return 0
+        return foretell(experiment, folder, record["totals"]["parameters"])
     from maijax.train.memory import reuse_freed_memory
 
     reuse_freed_memory()  # before XLA starts its threads, each of which would take a heap of its own
     cache = cachedir.ready(cachedir.default())
     ready(cache)
+    import jax
+
     from maijax.train import loop
 
-    outcome = loop.run(experiment, folder, cache=cache, record=record)
+    try:
+        outcome = loop.run(experiment, folder, cache=cache, record=record)
+    except jax.errors.JaxRuntimeError as error:
+        if not re.search("out of memory|RESOURCE_EXHAUSTED", str(error), re.IGNORECASE):
+            raise
+        raise RunError(
+            f"{str(error).splitlines()[0]}; `maijax doctor {experiment.name}` says what fits: lower train.batch_size, "
+            "raise train.accumulation, set model.remat=full, or shard with --mesh FSDP"
+        ) from None
     if not outcome.finished:
         print(f"saved at step {outcome.step} of {experiment.train.steps} in {folder}; the same command goes on")
         return 75
@@ -57,6 +63,24 @@ def run(args: argparse.Namespace) -> int:
     print(f"\nheld out: {outcome.evaluation.bits_per_byte:.3f} bits per byte{beside}, "
           f"loss {outcome.evaluation.loss:.4f} over {outcome.evaluation.tokens:,} tokens")
     print(f"report: {folder / 'report.html'}")
+    return 0
+
+
+def foretell(experiment: Experiment, folder: Path, parameters: int) -> int:
+    """Says what a run would do; raises UserError for what would stop it before its first step."""
+    from maijax.cli import doctor
+    from maijax.train import metrics, rundir
+
+    rundir.check(folder, experiment, resolved=False)
+    if bad := doctor.obstacles(experiment):
+        raise UserError(f"{experiment.name} would not run here: {'; '.join(bad)}")
+    steps = [line["step"] for line in metrics.read(folder)] if rundir.begun(folder) else []
+    if steps and max(steps) >= experiment.train.steps:
+        print(f"{folder} is finished, {experiment.train.steps:,} steps; the same command only tells its result")
+        return 0
+    begin = f"go on with {folder} after step {max(steps):,}" if steps else f"start {folder}"
+    print(f"would {begin}: {experiment.train.steps:,} steps, {experiment.tokens:,} tokens, {parameters:,} parameters; "
+          "nothing was written")
     return 0
 
 
@@ -122,8 +146,8 @@ def generate(args: argparse.Namespace) -> int:
 
 
 def default_name(experiment: Experiment, args: argparse.Namespace) -> str:
-    """The experiment's name, and every value set: the same command finds its run again."""
-    parts = [experiment.name, *([f"mesh-{args.mesh}"] if args.mesh else []), *args.set]
+    """The experiment's name, and every value set in any order: the same command finds its run again."""
+    parts = [experiment.name, *([f"mesh-{args.mesh}"] if args.mesh else []), *sorted(args.set)]
     return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(parts))[:100].rstrip("-")
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -170,11 +171,18 @@ def batches(
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # Grain asks for its flags, which nobody parses here
         dataset = dataset.mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
+            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2),
+            worker_init_fn=_leave_signals_to_the_run,
         )
     iterator = iter(dataset)
     iterator.start_prefetch()
     return _reading(iterator)
+
+
+def _leave_signals_to_the_run(index: int, count: int) -> None:
+    """A terminal sends Ctrl-C to every process; the run saves, and ends its readers itself."""
+    del index, count
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _reading(iterator: Any) -> Iterator[tuple[Row, int]]:

@@ -93,10 +93,13 @@ def _json_lines(path: Path, field: str, errors: Errors, counts: Counts) -> Itera
             raise UserError(f"{where}: a JSON {type(record).__name__}; one object per line is expected")
         if field not in record:
             there = ", ".join(map(repr, record)) or "none"
-            raise UserError(f"{where}: no field '{field}'; its fields: {there}; set `field` of the source")
+            raise UserError(
+                f"{where}: no field '{field}'; its fields: {there}; "
+                "name one with --set data.sources[0].field=NAME (maijax eval: --field NAME)"
+            )
         if not isinstance(record[field], str):
             kind = type(record[field]).__name__
-            raise UserError(f"{where}: field '{field}' is a {kind}; it must be a string")
+            raise UserError(f"{where}: field '{field}' holds {kind}, not text; name another")
         yield where, record[field]
 
 
@@ -137,7 +140,7 @@ def _decoder(counts: Counts, errors: Errors) -> Callable[[bytes, str], str]:
             if errors == "strict":
                 raise UserError(
                     f"{where}: invalid UTF-8 (0x{raw[error.start]:02x}, byte {error.start + 1} of the line); "
-                    f"convert the file, or set data.errors=replace"
+                    f"convert the file to UTF-8, or train with --set data.errors=replace"
                 ) from None
         text = raw.decode(errors="replace")
         counts.replaced += text.count("\ufffd") - raw.count(b"\xef\xbf\xbd")
@@ -155,7 +158,7 @@ def _encodable(text: str, where: str, errors: Errors, counts: Counts) -> str:
         if errors == "strict":
             raise UserError(
                 f"{where}: lone surrogate \\u{ord(text[error.start]):04x} is not valid text; "
-                f"mend the line, or set data.errors=replace"
+                f"mend the line, or train with --set data.errors=replace"
             ) from None
     fixed = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     counts.replaced += fixed.count("\ufffd") - text.count("\ufffd")

@@ -10,8 +10,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import logging
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,6 @@ import orbax.checkpoint as ocp
 from maijax.data.pipeline import differences
 from maijax.errors import RunError, UserError
 from maijax.train.state import State
-
-log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -179,7 +177,7 @@ class Checkpoints:
         return whole.state, meta
 
     def _put_aside(self, step: int, why: str) -> None:
-        log.warning("checkpoint %d in %s cannot be used: %s", step, self.folder, why)
+        _warn(f"checkpoint {step} in {self.folder} cannot be used ({why}); trying the one before")
         if self.writer:
             self._rename(self.folder / str(step), "corrupt")
             self._manager.reload()
@@ -188,7 +186,7 @@ class Checkpoints:
         # Orbax believes any folder with a number for a name, and then refuses to save the steps before it.
         for path in self.folder.iterdir():
             if path.name.isdigit() and not _finished(path):
-                log.warning("%s is no finished checkpoint; put aside", path)
+                _warn(f"{path} is no finished checkpoint; put aside")
                 self._rename(path, "foreign")
 
     def _rename(self, path: Path, why: str) -> None:
@@ -199,6 +197,10 @@ class Checkpoints:
         path.rename(aside)
 
 
+def _warn(text: str) -> None:
+    print(f"maijax: {text}", file=sys.stderr, flush=True)
+
+
 def _finished(path: Path) -> bool:
     items = (path / name for name in ("state", "digest", "meta"))
     return path.is_dir() and not path.is_symlink() and all(item.is_dir() for item in items)
@@ -207,5 +209,7 @@ def _finished(path: Path) -> bool:
 def _first_line(error: BaseException) -> str:
     """One readable line of an error that may carry a page of storage specification."""
     text = str(error).strip().splitlines()
-    line = text[0] if text else type(error).__name__
+    line = text[0] if text else ""
+    if not line or isinstance(error, KeyError | IndexError):  # whose text is a bare key
+        line = f"{type(error).__name__} {line}".strip()
     return line if len(line) <= 160 else line[:157] + "..."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from types import FrameType
 from typing import Any
@@ -27,3 +28,5 @@ class Interrupt:
         if self.asked is not None:
             raise KeyboardInterrupt
         self.asked = signal.Signals(number)
+        # Written past Python's buffers, which the interrupted code may be in the middle of.
+        os.write(2, b"\nmaijax: will save after this step and stop; Ctrl-C again leaves at once, without saving\n")

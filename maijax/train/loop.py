@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,6 +81,8 @@ def run(experiment: Experiment, folder: Path, *, cache: Path, record: dict[str, 
         else:
             now, meta = restored
         name = "environment.json" if new else f"environment.{meta.step}.json"
+        if restored is not None and meta.step < train.steps:
+            going_on(folder, meta.step, described)
         rundir.write_json(folder / name, described)
         cachedir.write_file(folder / TOKENIZER, data.tokenizer.model)
 
@@ -97,6 +100,21 @@ def run(experiment: Experiment, folder: Path, *, cache: Path, record: dict[str, 
             found = trainer.finish(now.params, meta, cache) if finished else None
         report.write_report(folder)
     return Outcome(step=meta.step, finished=finished, evaluation=found)
+
+
+def going_on(folder: Path, step: int, here: dict[str, Any]) -> None:
+    """Says where a run goes on, and what makes the rest differ in the last bits from a run that never stopped."""
+    say = f"maijax: {folder} goes on after step {step}"
+    try:
+        there = plain.parse_json((folder / "environment.json").read_text())
+    except (OSError, UserError):
+        there = {}
+    known = {key: there.get(key) for key in ("cpu", "devices")} | there.get("versions", {})
+    now = {key: here[key] for key in ("cpu", "devices")} | here["versions"]
+    changed = [f"{k} was {known[k]}, is {v}" for k, v in now.items() if k not in ("maijax",) and known.get(k, v) != v]
+    if changed:
+        say += f"; not bit for bit, since {', '.join(changed)}"
+    print(say, file=sys.stderr, flush=True)
 
 
 def last_look(folder: Path) -> Evaluation | None:

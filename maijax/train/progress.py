@@ -51,12 +51,17 @@ class Progress:
             self._line()
 
     def update(
-        self, *, step: int, loss: float, tokens_per_s: float, matmul_fraction: float | None = None
+        self, *, step: int, loss: float, tokens_per_s: float | None, matmul_fraction: float | None = None
     ) -> None:
-        """The numbers of a step: loss in nats per token, fraction of the machine's measured matmul peak."""
+        """The numbers of a step: loss in nats per token, fraction of the machine's measured matmul peak.
+
+        None: not known yet, as in the step that compiles.
+        """
         now = time.monotonic()
         self._anchor = self._anchor or (step, now)
-        parts = [f"loss {loss:.3f}", f"{short(tokens_per_s)} tokens/s"]
+        parts = [f"loss {loss:.3f}"]
+        if tokens_per_s is not None:
+            parts.append(f"{short(tokens_per_s)} tokens/s")
         if matmul_fraction is not None:
             parts.append(f"{matmul_fraction:.0%} of matmul peak")
         first, since = self._anchor
@@ -69,6 +74,11 @@ class Progress:
         self._pending = True
         if now - self._last_line >= self._every:
             self._line()
+
+    def doing(self, text: str) -> None:
+        """Says what keeps the next step waiting; the next update replaces it."""
+        if self._bar is not None:
+            self._bar.update(self._task, numbers=text)
 
     def note(self, text: str) -> None:
         """A line of its own, above the bar."""

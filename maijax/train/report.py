@@ -34,7 +34,9 @@ class Run:
         self.provenance = _dict(described.get("provenance"))
         self.rules = _rules(described.get("rules") or self.experiment.get("rules"))
         self.totals = _dict(described.get("totals"))
-        self.name = str(described.get("name") or self.experiment.get("name") or folder.resolve().name)
+        self.name = folder.resolve().name
+        experiment = described.get("name") or self.experiment.get("name")
+        self.title = self.name if experiment in (None, self.name) else f"{self.name} ({experiment})"
         self.environment = _json(folder / "environment.json")
         records = metrics.read(folder)
         self.train = list({r["step"]: r for r in records if r["kind"] == "train"}.values())
@@ -42,10 +44,9 @@ class Run:
         # The last of a step counts: the look at all held-out text comes after the quick one.
         self.evals = list({r["step"]: r for r in records if r["kind"] == "eval"}.values())
         self.evals.sort(key=lambda r: r["step"])
-        samples = [r for r in records if r["kind"] == "sample"] or _samples(folder / "samples.jsonl")
+        samples = [r for r in records if r["kind"] == "sample"]
         self.samples = list({(r["step"], str(r.get("text"))): r for r in samples}.values())
         self.samples.sort(key=lambda r: r["step"])
-        self.events = [r for r in records if r["kind"] == "event"]
 
     @property
     def step(self) -> int:
@@ -91,7 +92,7 @@ def render(run: Run) -> str:
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{_text(run.name)}: training report</title>\n<style>\n{style}</style>\n</head>\n"
+        f"<title>{_text(run.title)}: training report</title>\n<style>\n{style}</style>\n</head>\n"
         f"<body>\n<main>\n{body}\n"
         "<footer>Made by maijax from the files of this run&#8217;s folder.</footer>\n</main>\n"
         f"<script>{script}</script>\n</body>\n</html>\n"
@@ -129,7 +130,7 @@ def _head(run: Run) -> str:
         for name, value, beside in facts
     )
     return (
-        f'<h1>{_text(run.name)}</h1>\n<p class="lead">{_text(said)}</p>\n'
+        f'<h1>{_text(run.title)}</h1>\n<p class="lead">{_text(said)}</p>\n'
         + (f'<dl class="facts">{cells}</dl>' if cells else "")
     )
 
@@ -220,7 +221,6 @@ def _speed(run: Run) -> str:
         rows.append(("steps skipped for a bad gradient or loss", whole(skipped)))
     if run.train and (digest := run.train[-1].get("token_hash")):
         rows.append(("digest of all tokens read", str(digest)))
-    rows += [(f"event at step {r['step']}", _event(r)) for r in run.events]
     return f"<h2>Throughput</h2>\n{_table(rows)}" if rows else ""
 
 
@@ -305,10 +305,6 @@ def _show(value: Any) -> str:
     return json.dumps(value)
 
 
-def _event(record: Record) -> str:
-    return ", ".join(f"{k} {_show(v)}" for k, v in record.items() if k not in ("step", "kind"))
-
-
 def _text(value: str) -> str:
     """Escaped for HTML; control characters, which would vanish or harm, become visible replacements."""
     return escape("".join(c if c >= " " or c in "\n\t" else "\ufffd" for c in value))
@@ -328,19 +324,3 @@ def _json(file: Path) -> dict[str, Any]:
         return _dict(json.loads(file.read_bytes()))
     except (OSError, ValueError, RecursionError):
         return {}
-
-
-def _samples(file: Path) -> list[Record]:
-    try:
-        lines = file.read_bytes().splitlines()
-    except OSError:
-        return []
-    found = []
-    for line in lines:
-        try:
-            record = _dict(json.loads(line))
-        except (ValueError, RecursionError):
-            continue
-        if type(record.get("step")) is int:
-            found.append(record)
-    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import fcntl
 import json
 import os
@@ -39,11 +40,14 @@ def locate(runs_dir: str | Path, name: str) -> Path:
 
 def find(runs_dir: str | Path, run: str) -> Path:
     """An existing run by name, or by the path of its folder; raises UserError with the names there are."""
-    for folder in (Path(run), *([Path(runs_dir) / run] if NAME.fullmatch(run) else [])):
+    name = run.rstrip("/")  # as a shell completes it
+    for folder in (Path(run), *([Path(runs_dir) / name] if NAME.fullmatch(name) else [])):
         if (folder / "experiment.json").is_file():
             return folder
     there = sorted(p.parent.name for p in Path(runs_dir).glob("*/experiment.json"))
-    known = f"there are {', '.join(there[:8])}" if there else "there are none yet; make one with `maijax run`"
+    near = difflib.get_close_matches(name, there, n=8, cutoff=0.5) or there[:8]
+    are = "is" if len(there) == 1 else "are"
+    known = f"there {are} {', '.join(near)}" if there else "there are none yet; make one with `maijax run`"
     raise UserError(f"no run {run!r} in {runs_dir}: {known}")
 
 
@@ -92,10 +96,18 @@ class RunFolder:
         """
         check(self.path, experiment)
         file = self.path / "experiment.json"
-        if file.exists():
+        if file.exists() and begun(self.path):
             return False
         write_json(file, record)
         return True
+
+
+def begun(folder: Path) -> bool:
+    """Whether a run has come so far that something would be lost: a step, a checkpoint."""
+    if not (folder / "experiment.json").exists():
+        return False
+    metrics, checkpoints = folder / "metrics.jsonl", folder / "checkpoints"
+    return (metrics.exists() and metrics.stat().st_size > 0) or (checkpoints.is_dir() and any(checkpoints.iterdir()))
 
 
 def check(folder: Path, experiment: Experiment, *, resolved: bool = True) -> None:
@@ -103,7 +115,7 @@ def check(folder: Path, experiment: Experiment, *, resolved: bool = True) -> Non
 
     `resolved=False`: "auto" has not been decided for this machine yet, and so differs from nothing.
     """
-    if not (folder / "experiment.json").exists():
+    if not begun(folder):
         return
     there, here = identity(load(folder)), identity(experiment)
     changed = [

@@ -75,15 +75,17 @@ class Trainer:
                         meta = dataclasses.replace(meta, seconds=window.seconds())
                         self.checkpoints.save(state, meta)
                 if asked:
-                    bar.note(f"stopped by {self.interrupt.asked.name} at step {done}, saved")  # pyright: ignore
+                    bar.doing("stopped")
                     break
                 if done < train.steps:
                     with window.pause():
                         if _due(done, train.eval_every):
+                            bar.doing("evaluating")
                             found = self.held_out(state.params, train.eval_sequences)
                             self.log.write(done, "eval", **found._asdict())
                             bar.note(f"step {done}: held-out {found.bits_per_byte:.3f} bits per byte")
                         if _due(done, train.sample_every):
+                            bar.doing("telling a story")
                             text = self.sample(state.params, seed=done)[0]
                             self.log.write(done, "sample", prompt=train.prompt, text=text)
                             bar.note(f"step {done}: {' '.join(text.split())[:300]}")
@@ -195,7 +197,7 @@ class Window:
         values = jax.device_get([metrics for _, metrics, _ in self.landed])
         spent = max(now - self._since - self._paused, 1e-9)
         timed = len(values) - self._untimed
-        rate = timed * self.train.batch_size * self.train.seq_len / spent
+        rate = timed * self.train.batch_size * self.train.seq_len / spent if timed else None
         record: dict[str, Any] = {"step": meta.step}
         for key in values[-1]:
             column = np.asarray([v[key] for v in values], np.float64)
@@ -209,7 +211,7 @@ class Window:
         record |= {
             "tokens": meta.step * self.train.batch_size * self.train.seq_len,
             "tokens_per_s": rate,
-            "matmul_fraction": rate * self.flops / self.peak,
+            "matmul_fraction": None if rate is None else rate * self.flops / self.peak,
             "data_wait_s": sum(waited for _, _, waited in self.landed),
             "token_hash": meta.token_hash,
             "seconds": self.seconds(),

@@ -97,8 +97,8 @@ def test_blank_documents_are_counted_and_left_out(tmp_path):
     [
         (b'{"text": "x"', r"a\.jsonl:3: not JSON"),
         (b"[1, 2]", r"a\.jsonl:3: a JSON list; one object per line"),
-        (b'{"title": "x", "body": "y"}', r"a\.jsonl:3: no field 'text'; its fields: 'title', 'body'; set `field`"),
-        (b'{"text": null}', r"a\.jsonl:3: field 'text' is a NoneType; it must be a string"),
+        (b'{"title": "x", "body": "y"}', r"a\.jsonl:3: no field 'text'; its fields: 'title', 'body'; name one"),
+        (b'{"text": null}', r"a\.jsonl:3: field 'text' holds NoneType, not text; name another"),
         (b'{"text": "\xff"}', r"a\.jsonl:3: invalid UTF-8 \(0xff, byte 11 of the line\).*data.errors=replace"),
         (b'{"text": "\\ud800"}', r"a\.jsonl:3: lone surrogate \\ud800"),
     ],

@@ -135,13 +135,6 @@ def test_missing_and_damaged_pieces(tmp_path):
     assert "No evaluation has been made yet" in none.text and "1 of 40 steps, not finished" in none.text
 
 
-def test_samples_of_their_own_file(tmp_path):
-    run = make_run(tmp_path / "run", evals=False)
-    (run / "samples.jsonl").write_text('{"step": 7, "prompt": "a", "text": "a tale"}\n{"torn')
-    found = Page(page(run)).text
-    assert "step 7" in found and "tale" in found
-
-
 def test_a_run_of_many_steps_makes_a_small_page(tmp_path):
     assert len(page(make_run(tmp_path / "run", steps=4000))) < 450_000
 
