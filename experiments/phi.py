@@ -44,7 +44,7 @@ def phi_tiny() -> Experiment:
         optim=dataclasses.replace(optimizers.MUON, weight_decay=0.6, decay_fraction=0.8),
         data=data.STORIES,
         train=TrainConfig(
-            steps=1_400, batch_size=8, seq_len=256, eval_every=500, sample_every=500, checkpoint_every=500,
+            steps=1_250, batch_size=8, seq_len=256, eval_every=500, sample_every=500, checkpoint_every=500,
         ),
         mesh=meshes.DATA,
     )

@@ -80,6 +80,17 @@ def test_run_stop_resume_evaluate_generate(corpus, tmp_path):
     assert first == second and first.count("the king") >= 2
 
 
+@pytest.mark.parametrize("after", [0.4, 1.0, 1.8])
+def test_ctrl_c_before_the_first_step_is_one_line(after, corpus, tmp_path):
+    process = command("run", "phi_test", *SMALL, "--set", f"data.sources={corpus}", "--runs-dir", str(tmp_path))
+    time.sleep(after)  # among imports, data and compilation: wherever it falls, no traceback
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode in (130, 75), err
+    assert "Traceback" not in err
+    assert ("maijax: interrupted" if process.returncode == 130 else "maijax: stopping") in err
+
+
 def wait_for(file: Path, process: subprocess.Popen) -> None:
     for _ in range(1200):
         if process.poll() is not None or (file.exists() and '"train"' in file.read_text()):

@@ -131,8 +131,7 @@ def _json(one: argparse.ArgumentParser) -> None:
 def _above_zero(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} must be a whole number above 0")
-    value = int(text)
-    return value
+    return int(text)
 
 
 def _not_below_zero(text: str) -> float:

@@ -19,9 +19,6 @@ from maijax.cli.table import rows, size
 from maijax.config import Experiment
 from maijax.errors import UserError
 
-_PACKAGES = (
-    "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "sentencepiece", "numpy",
-)
 _ENOUGH_DISK = 2e9  # bytes: the stories, a few checkpoints
 
 
@@ -62,7 +59,7 @@ def doctor(args: argparse.Namespace) -> int:
 
 def obstacles(experiment: Experiment) -> list[str]:
     """What stands in an experiment's way on this machine, one line each."""
-    return [f"{finding.what}: {_line(finding)}" for finding in _fits(experiment, _machine()) if finding.bad]
+    return [_line(finding) for finding in _fits(experiment, _machine()) if finding.bad]
 
 
 def _line(finding: Finding) -> str:
@@ -74,7 +71,9 @@ def _software() -> Iterator[Finding]:
     version = platform.python_version()
     supported = (3, 11) <= tuple(map(int, platform.python_version_tuple()[:2])) < (3, 14)
     yield Finding("python", version, None if supported else "use 3.11, 3.12 or 3.13")
-    for name in _PACKAGES:
+    from maijax.train.environment import PACKAGES
+
+    for name in PACKAGES[1:]:  # the first is maijax
         try:
             yield Finding(name, importlib.metadata.version(name))
         except importlib.metadata.PackageNotFoundError:

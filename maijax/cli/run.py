@@ -67,18 +67,22 @@ def run(args: argparse.Namespace) -> int:
 
 
 def foretell(experiment: Experiment, folder: Path, parameters: int) -> int:
-    """Says what a run would do; raises UserError for what would stop it before its first step."""
+    """Says what a run would do; raises UserError for what looks as if it would stop it before its first step."""
     from maijax.cli import doctor
-    from maijax.train import metrics, rundir
+    from maijax.train import loop, rundir
+    from maijax.train.checkpoint import Checkpoints
 
     rundir.check(folder, experiment, resolved=False)
     if bad := doctor.obstacles(experiment):
-        raise UserError(f"{experiment.name} would not run here: {'; '.join(bad)}")
-    steps = [line["step"] for line in metrics.read(folder)] if rundir.begun(folder) else []
-    if steps and max(steps) >= experiment.train.steps:
+        raise UserError(f"{experiment.name} does not fit this machine: {'; '.join(bad)}")
+    if loop.last_look(folder) is not None:
         print(f"{folder} is finished, {experiment.train.steps:,} steps; the same command only tells its result")
         return 0
-    begin = f"go on with {folder} after step {max(steps):,}" if steps else f"start {folder}"
+    steps = []
+    if (saved := folder / "checkpoints").is_dir():
+        with Checkpoints(saved, writer=False) as checkpoints:
+            steps = checkpoints.steps()
+    begin = f"go on with {folder} after step {steps[0]:,}" if steps else f"start {folder}"
     print(f"would {begin}: {experiment.train.steps:,} steps, {experiment.tokens:,} tokens, {parameters:,} parameters; "
           "nothing was written")
     return 0

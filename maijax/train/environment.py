@@ -41,6 +41,17 @@ def describe() -> dict[str, Any]:
     }
 
 
+def changes(file: Path, here: dict[str, Any]) -> list[str]:
+    """What of an earlier description, in a file, is other now and can change the last bits of a sum."""
+    try:
+        there = json.loads(file.read_text())
+        known = {"cpu": there["cpu"], "devices": there["devices"], **there["versions"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return []  # nothing is known of it
+    now = {"cpu": here["cpu"], "devices": here["devices"], **here["versions"]}
+    return [f"{k} was {known[k]}, is {v}" for k, v in now.items() if k != "maijax" and known.get(k, v) != v]
+
+
 def git_revision() -> str | None:
     """The commit of the checkout that this package lies in, with a plus if files differ; None outside one."""
     where = Path(__file__).resolve().parents[2]

@@ -29,4 +29,4 @@ class Interrupt:
             raise KeyboardInterrupt
         self.asked = signal.Signals(number)
         # Written past Python's buffers, which the interrupted code may be in the middle of.
-        os.write(2, b"\nmaijax: will save after this step and stop; Ctrl-C again leaves at once, without saving\n")
+        os.write(2, b"\nmaijax: stopping as soon as all is saved; Ctrl-C again leaves at once, without saving\n")

@@ -102,19 +102,11 @@ def run(experiment: Experiment, folder: Path, *, cache: Path, record: dict[str, 
     return Outcome(step=meta.step, finished=finished, evaluation=found)
 
 
-def going_on(folder: Path, step: int, here: dict[str, Any]) -> None:
-    """Says where a run goes on, and what makes the rest differ in the last bits from a run that never stopped."""
-    say = f"maijax: {folder} goes on after step {step}"
-    try:
-        there = plain.parse_json((folder / "environment.json").read_text())
-    except (OSError, UserError):
-        there = {}
-    known = {key: there.get(key) for key in ("cpu", "devices")} | there.get("versions", {})
-    now = {key: here[key] for key in ("cpu", "devices")} | here["versions"]
-    changed = [f"{k} was {known[k]}, is {v}" for k, v in now.items() if k not in ("maijax",) and known.get(k, v) != v]
-    if changed:
-        say += f"; not bit for bit, since {', '.join(changed)}"
-    print(say, file=sys.stderr, flush=True)
+def going_on(folder: Path, step: int, described: dict[str, Any]) -> None:
+    """Says where a run goes on, and why the rest may differ in the last bits from a run that never stopped."""
+    changed = environment.changes(folder / "environment.json", described)
+    why = f"; not bit for bit, since {', '.join(changed)}" if changed else ""
+    print(f"maijax: {folder} goes on after step {step}{why}", file=sys.stderr, flush=True)
 
 
 def last_look(folder: Path) -> Evaluation | None:
