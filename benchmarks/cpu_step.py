@@ -103,7 +103,7 @@ def ours(size: dict[str, int]) -> tuple[Callable[[], float], int]:
         data=config.DataConfig(sources=(config.SourceConfig(uri="none.txt"),)),
         train=config.TrainConfig(steps=1000, batch_size=size["batch"], seq_len=size["seq"]),
     ).validate()
-    layout = Layout.of(make_mesh(experiment.mesh), experiment.mesh)
+    layout = Layout(make_mesh(experiment.mesh), experiment.mesh)
     tx = skip.wrap(optim.build(experiment.optim, experiment.model, experiment.train.steps), experiment.optim)
     state = states.create(experiment.model, tx, layout, 0)
     parameters = sum(x.size for x in jax.tree.leaves(state.params))

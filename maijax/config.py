@@ -14,7 +14,8 @@ from typing import Any, Literal
 from maijax.errors import UserError
 
 Remat = Literal["none", "full", "dots"]
-MESH_AXES = ("replica", "data", "fsdp", "expert", "context", "tensor", "stage")
+# Slowest first: neighbouring devices differ in the last, whose traffic is the heaviest.
+MESH_AXES = ("replica", "stage", "data", "fsdp", "expert", "context", "tensor")
 
 
 def _positive(block: object, *names: str) -> Iterator[str]:
@@ -118,6 +119,7 @@ class ModelConfig:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # compute; auto: float32 on CPU, else bfloat16
     layers: Literal["auto", "scan", "unroll"] = "auto"  # auto: unroll up to 16 layers on CPU, else scan
     remat: Remat = "none"
+    kernels: Literal["auto", "xla", "tpu", "gpu"] = "auto"  # attention and experts; auto: those of the platform
 
     @property
     def padded_vocab(self) -> int:
@@ -234,34 +236,36 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshConfig:
-    """Sizes of the mesh's named axes; `rules` maps the models' logical axes onto them."""
+    """Sizes of the mesh's named axes; `maijax.rules` says what lies on each. One of data and fsdp may take the rest."""
 
     replica: int = 1  # across slices
+    stage: int = 1
     data: int | None = None  # None: all devices that the other axes leave
-    fsdp: int = 1
+    fsdp: int | None = 1  # None: as data
     expert: int = 1
     context: int = 1
     tensor: int = 1
-    stage: int = 1
-    rules: tuple[tuple[str, tuple[str, ...]], ...] = ()  # (logical axis, mesh axes); () : replicated
+    attention: Literal["ring", "gather"] = "ring"  # over context: keys go round, or all come to each device
+    microbatches: int | None = None  # of the pipeline, per pass; None: as many as stages
+    repeats: int = 1  # times that a micro-batch goes round the stages, each time through other layers
+    exchange_room: float = 2.0  # rows that a device takes for its experts at once, in even shares
 
     def problems(self) -> Iterator[str]:
-        yield from _positive(self, *MESH_AXES)
-        for logical, axes in self.rules:
-            for axis in axes:
-                if axis not in MESH_AXES:
-                    yield f"rules: {logical} -> {axis}: no such mesh axis; there are {', '.join(MESH_AXES)}"
+        yield from _positive(self, *MESH_AXES, "microbatches", "repeats", "exchange_room")
+        if self.data is None and self.fsdp is None:
+            yield "data=none and fsdp=none: only one of them can take the devices that are left"
 
     def shape(self, num_devices: int) -> dict[str, int]:
         """Axis sizes for so many devices; raises UserError if they do not fit."""
-        fixed = math.prod(getattr(self, a) or 1 for a in MESH_AXES)
         sizes = {a: getattr(self, a) or 1 for a in MESH_AXES}
-        if self.data is None:
+        fixed = math.prod(sizes.values())
+        rest = next((a for a in ("data", "fsdp") if getattr(self, a) is None), None)
+        if rest is not None:
             if num_devices % fixed:
                 raise UserError(
                     f"mesh: the fixed axes take {fixed} devices, which must divide the {num_devices} there are"
                 )
-            sizes["data"] = num_devices // fixed
+            sizes[rest] = num_devices // fixed
         elif fixed != num_devices:
             raise UserError(f"mesh: the axes multiply to {fixed} devices, there are {num_devices}")
         return sizes

@@ -5,7 +5,6 @@
   yes or no       true, false                   off        none, where the field may be none
   several         1.0,2.5                       none of them: ()
   sources         data.sources=a.jsonl,b.txt@0.3       (the weight after @, 1 if left out)
-  mesh rules      mesh.rules=batch:data+fsdp,embed:fsdp,vocab:
   a whole block   model.moe={"num_experts": 8, "top_k": 2, "d_ff": 64}     (JSON; [..] for several blocks)
 A path goes into blocks by name and into several by index: data.sources[0].weight=2.
 """
@@ -132,9 +131,6 @@ def _parse_several(text: str, item: Any, path: str) -> Any:
     if item is SourceConfig:
         split = [_WEIGHTED.fullmatch(part) or (part, part, "1") for part in parts]
         return [{"uri": match[1], "weight": _number(match[2], float)} for match in split]
-    if get_origin(item) is tuple:  # mesh rules
-        pairs = [part.partition(":") for part in parts]
-        return [[name, [axis for axis in axes.split("+") if axis]] for name, _, axes in pairs]
     return [_parse(part, item, path) for part in parts]
 
 
@@ -159,8 +155,6 @@ def show(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, float):
         return _shortest(value)
-    if isinstance(value, tuple) and value and isinstance(value[0], tuple):
-        return ",".join(f"{name}:{'+'.join(axes)}" for name, axes in value)
     if isinstance(value, tuple):
         return ",".join(map(show, value))
     return str(value)

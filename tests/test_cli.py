@@ -175,7 +175,7 @@ def test_diff_is_grouped_by_meaning_with_the_rule(capsys):
     lines = [" ".join(line.split()) for line in out.splitlines()]
     assert "model.d_model 128 18432" in lines
     assert any(line.startswith("optim.lr 0.008 8e-5 Step Law") for line in lines)
-    assert "mesh.rules: embed () fsdp" in lines
+    assert "mesh.fsdp 1 1024" in lines
     assert "model.norm" not in out  # the same in both
     found = json.loads(run(capsys, "diff", "phi_tiny", "mai_500b", "--json")[1])
     assert found["values"]["model.d_model"] == {"a": 128, "b": 18_432, "meaning": "shape", "rules": []}

@@ -54,7 +54,7 @@ def test_all_problems_are_told_in_one_line():
         (config.SourceConfig(uri="x", weight=0.0), "weight=0.0"),
         (config.DataConfig(sources=()), "sources=()"),
         (config.DataConfig(sources=(config.SourceConfig(uri="x"),), held_out=1.0), "held_out=1.0"),
-        (MeshConfig(rules=(("batch", ("dta",)),)), "dta: no such mesh axis"),
+        (MeshConfig(fsdp=None), "only one of them"),
         (MeshConfig(fsdp=0), "fsdp=0"),
     ],
 )

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from maijax import overrides, plain, registry, scaling, weights
+from maijax import overrides, plain, registry, rules, scaling, weights
 from maijax.config import MESH_AXES, Experiment
-from maijax.parallel.sharding import partition
 from maijax.weights import Weight
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -41,8 +40,8 @@ def page(experiment: Experiment) -> str:
 
 def weight_line(w: Weight, experiment: Experiment, sizes: dict[str, int]) -> str:
     letters = f"{w.stack}|{w.reads}>{w.writes}"
-    spec = partition(dict(experiment.mesh.rules), sizes, w.logical_axes, w.sizes, w.path)
-    placed = ", ".join("+".join(part) if isinstance(part, tuple) else part or "-" for part in spec)
+    found = rules.place(w.logical_axes, w.sizes, sizes, w.path)
+    placed = ", ".join("+".join(axes) or "-" for axes in found)
     init = f"normal {w.std:.3e}" if w.init == "normal" else w.init
     marks = "decays" if w.decay else "no decay"
     return (

@@ -35,9 +35,8 @@ def changed(*settings, base=TINY):
         ("train.prompt=a = b, c", "train.prompt", "a = b, c"),
         ("data.tokenizer=none.model", "data.tokenizer", "none.model"),
         ("data.sources[0].weight=2", "data.sources[0].weight", 2.0),
-        ("mesh.rules=()", "mesh.rules", ()),
-        ("mesh.rules=batch:data+fsdp, embed:", "mesh.rules", (("batch", ("data", "fsdp")), ("embed", ()))),
-        ('mesh.rules=[["batch",["data"]]]', "mesh.rules", (("batch", ("data",)),)),
+        ("mesh.data=2", "mesh.data", 2),
+        ("mesh.attention=gather", "mesh.attention", "gather"),
     ],
 )
 def test_a_value_is_typed_by_its_field(setting, path, value):
@@ -82,7 +81,6 @@ def test_later_settings_win():
         ("data.sources[1].uri=x", "data.sources[1].uri: data.sources has 1 of them, counted from [0]"),
         ("data.sources.uri=x", "data.sources.uri: say which, e.g. data.sources[0].uri"),
         ("name=x", "name: no such field; did you mean optim.name?"),
-        ("rules=()", "rules: no such field; did you mean mesh.rules?"),
         ("train.steps=abc", "train.steps='abc' must be int"),
         ("train.steps=1.5", "train.steps='1.5' must be int"),
         ("train.steps=none", "train.steps='none' must be int"),
@@ -99,7 +97,7 @@ def test_later_settings_win():
         ('model.moe={"top_kk": 1}', "model.moe.top_kk: no such field; did you mean model.moe.top_k?"),
         ("model.moe={", "model.moe: not JSON"),
         ("data.sources=[1]", "data.sources[0]=1 must be a block"),
-        ("mesh.rules=batch:dta", "mesh.rules: batch -> dta: no such mesh axis"),
+        ("mesh.fsdp=none mesh.data=none", "mesh.fsdp='none mesh.data=none' must be int or none"),
         ("train.steps", "'train.steps' must be of the form a.b=value"),
         ("=3", "'=3' must be of the form a.b=value"),
         ("train.steps=0", "train.steps=0 must be above 0"),
@@ -198,7 +196,7 @@ def edited(edit) -> str:
         (edited(lambda v: v["optim"].update(lr=10**400)), "optim.lr=1000"),
         (edited(lambda v: v.update(model=None)), "model=None must be a block"),
         (edited(lambda v: v["data"].update(sources={})), "data.sources={} must be a list"),
-        (edited(lambda v: v["mesh"].update(rules=[["batch"]])), "mesh.rules[0]=['batch'] must be a list"),
+        (edited(lambda v: v["mesh"].update(rules=[])), "mesh.rules: no such field"),
     ],
 )
 def test_json_that_is_refused(text, words):

@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from maijax import __version__, scaling, weights
+from maijax import __version__, rules, scaling, weights
 from maijax.cli import choose
 from maijax.cli.table import rows, size
 from maijax.config import Experiment
@@ -160,23 +160,17 @@ def _corpora(experiment: Experiment) -> Iterator[Finding]:
 
 
 def _bytes_per_device(experiment: Experiment, sizes: dict[str, int], machine: Machine) -> float:
-    """State exactly by the mesh's rules, activations roughly; raises UserError if the mesh does not divide them."""
-    from maijax.parallel.sharding import partition
-
-    rules, model = dict(experiment.mesh.rules), experiment.model
-
-    def ways(axes: tuple[str, ...], shape: tuple[int, ...], what: str) -> int:
-        if not rules:
-            return 1
-        spec = partition(rules, sizes, axes, shape, what)
-        return math.prod(sizes[a] for part in spec for a in ((part,) if isinstance(part, str) else part or ()))
+    """State exactly by the rules, activations roughly; raises UserError if the mesh does not divide them."""
+    if bad := rules.problems(experiment, sizes):
+        raise UserError("; ".join(bad))
+    model = experiment.model
 
     state = sum(
-        scaling.weight_state_bytes(w, experiment.optim) / ways(w.logical_axes, w.sizes, w.path)
+        scaling.weight_state_bytes(w, experiment.optim) / rules.shares(w.logical_axes, w.sizes, sizes, w.path)
         for w in weights.declare(model)
     )
     batch = experiment.train.batch_size
     dtype = model.dtype if model.dtype != "auto" else ("float32" if machine.platform == "cpu" else "bfloat16")
     resolved = dataclasses.replace(experiment, model=dataclasses.replace(model, dtype=dtype))
-    share = ways(("batch",), (batch,), "train.batch_size") * experiment.train.accumulation
+    share = rules.shares(("batch",), (batch,), sizes, "train.batch_size") * experiment.train.accumulation
     return state + scaling.activation_bytes(resolved, max(1, batch // share))

@@ -27,6 +27,7 @@ _MEANING = {
     "mesh": "layout",
     "model.layers": "layout",
     "model.remat": "layout",
+    "model.kernels": "layout",
     "train.log_every": "watching",
     "train.eval": "watching",
     "train.sample_every": "watching",
@@ -106,10 +107,9 @@ def diff(args: argparse.Namespace) -> int:
     groups = {"totals": [(name, x, y, "") for (name, x, _), (_, y, _) in pairs if x != y]}
     for meaning in _ORDER:
         groups[meaning] = [
-            (f"  {place}", text(left), text(right), "; ".join(reasons[path]))
+            (f"  {path}", text(x), text(y), "; ".join(reasons[path]))
             for path, (x, y) in changed.items()
             if _meaning(path) == meaning
-            for place, left, right in _spread(path, x, y)
         ]
     head = ("", a.name, b.name, "rule")
     widths = fit([head, *(row for table in groups.values() for row in table)], most=(36, 24, 24))
@@ -119,18 +119,6 @@ def diff(args: argparse.Namespace) -> int:
             print(group)
             rows(table, widths=widths)
     return 0
-
-
-def _spread(path: str, a: Any, b: Any) -> list[tuple[str, Any, Any]]:
-    """(path, value, value), a line for each of the mesh's rules that differs."""
-    if path != "mesh.rules":
-        return [(path, a, b)]
-    left, right = dict(a), dict(b)
-    return [
-        (f"{path}: {axis}", left.get(axis, plain.ABSENT), right.get(axis, plain.ABSENT))
-        for axis in left | right
-        if left.get(axis) != right.get(axis)
-    ]
 
 
 def text(value: Any) -> str:

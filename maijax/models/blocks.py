@@ -54,7 +54,8 @@ class Declared(nn.Module):
         weight = _declared(self.cfg)[f"{self.root}/{name}"]
         shape = weight.sizes[weight.letters.startswith("L") :]  # nn.scan adds the layers
         value = self.param(name, lambda key: sample(weight, key, shape))
-        return value.astype(dtype or self.dtype)
+        # Cast, then gathered from the devices that share it: half the bytes travel.
+        return constrain(value.astype(dtype or self.dtype), *weight.logical_axes[len(weight.sizes) - len(shape) :])
 
 
 class Norm(Declared):
@@ -142,14 +143,16 @@ class Block(Declared):
         def part(module: type[Declared], name: str) -> Any:
             return module(cfg=self.cfg, dtype=self.dtype, root=f"{self.root}/{name}", name=name)
 
-        out_BSD, new = part(Attention, "attention")(part(Norm, "attention_norm")(x_BSD), stored, sight)
-        x_BSD = constrain(x_BSD + out_BSD, "batch", "sequence", "embed")
-        normed_BSD = part(Norm, "mlp_norm")(x_BSD)
+        # Where heads and mlp are shared out, so are the tokens between: each sum over them ends in a scatter.
+        normed_BSD = constrain(part(Norm, "attention_norm")(x_BSD), "batch", "sequence", "embed")
+        out_BSD, new = part(Attention, "attention")(normed_BSD, stored, sight)
+        x_BSD = x_BSD + constrain(out_BSD, "batch", "residual_sequence", "embed")
+        normed_BSD = constrain(part(Norm, "mlp_norm")(x_BSD), "batch", "sequence", "embed")
         if self.mixture:
             out_BSD, stats = part(MoE, "moe")(normed_BSD, sight.valid_BS())
         else:
             out_BSD, stats = part(MLP, "mlp")(normed_BSD), None
-        return constrain(x_BSD + out_BSD, "batch", "sequence", "embed"), (new, stats)
+        return x_BSD + constrain(out_BSD, "batch", "residual_sequence", "embed"), (new, stats)
 
 
 class Embed(Declared):

@@ -78,7 +78,7 @@ class Decoder(nn.Module):
         )
         sight = Sight(turn, segments_BS, None if cache is None else positions_BS)
         x_BSD = Embed(cfg=cfg, dtype=self.dtype, root="embed", name="embed")(tokens_BS)
-        x_BSD = constrain(x_BSD, "batch", "sequence", "embed")
+        x_BSD = constrain(x_BSD, "batch", "residual_sequence", "embed")
 
         first_dense = cfg.moe.first_dense if cfg.moe else 0
         stacks = [("dense_layers", 0, first_dense, False)] if first_dense else []
@@ -110,7 +110,10 @@ def resolve(cfg: ModelConfig, platform: str) -> ModelConfig:
         dtype = "float32" if on_cpu else "bfloat16"
     if layers == "auto":
         layers = "unroll" if on_cpu and cfg.num_layers <= UNROLL_ON_CPU else "scan"
-    return dataclasses.replace(cfg, dtype=dtype, layers=layers)
+    kernels = cfg.kernels
+    if kernels == "auto":
+        kernels = {"tpu": "tpu", "gpu": "gpu", "cuda": "gpu"}.get(platform, "xla")
+    return dataclasses.replace(cfg, dtype=dtype, layers=layers, kernels=kernels)
 
 
 def compute_dtype(cfg: ModelConfig) -> Any:

@@ -8,6 +8,7 @@ from typing import Literal
 import jax
 
 from maijax.models.linear import linear
+from maijax.parallel.sharding import constrain
 
 Activation = Literal["silu", "gelu"]
 
@@ -36,7 +37,8 @@ def gated_mlp(
     x is [..., D]; the weights are [D, F], [D, F] and [F, D].
     Source: Shazeer 2020, "GLU Variants Improve Transformer".
     """
-    return linear(gate_product(linear(x_BSD, w_gate_DF), linear(x_BSD, w_up_DF), activation), w_down_FD)
+    inner_BSF = gate_product(linear(x_BSD, w_gate_DF), linear(x_BSD, w_up_DF), activation)
+    return linear(constrain(inner_BSF, "batch", "sequence", "mlp"), w_down_FD)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from maijax.config import MESH_AXES, MeshConfig
@@ -15,20 +17,25 @@ from maijax.errors import UserError
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh over the devices (default: all of this job), axes in the order of `MESH_AXES`.
 
-    Raises UserError if the sizes do not fit the devices, or if several devices would all do the same work.
+    Devices of several slices are laid out so that only `replica` crosses from one to another.
+    Raises UserError if the sizes do not fit the devices, or the slices do not divide `replica`.
     """
     devices = jax.devices() if devices is None else devices
     sizes = config.shape(len(devices))
-    if len(devices) > 1 and not config.rules:
-        raise UserError(
-            f"mesh.rules=() would leave {len(devices)} devices doing the same work; choose a mesh, e.g. --mesh FSDP"
-        )
-    placed = {axis for _, axes in config.rules for axis in axes}
-    for axis in MESH_AXES:
-        if sizes[axis] > 1 and axis not in placed:
-            raise UserError(
-                f"mesh.{axis}={sizes[axis]} shards nothing by these mesh.rules; name it in a rule, or set it to 1"
-            )
     shape = tuple(sizes[axis] for axis in MESH_AXES)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices > 1 and sizes["replica"] % slices:
+        raise UserError(
+            f"mesh.replica={sizes['replica']} must be a multiple of the {slices} slices there are; try {slices}"
+        )
+    # Axes need not be lines of the physical torus: a plane may be split between two of them.
+    if slices > 1:
+        inside = (sizes["replica"] // slices, *shape[1:])
+        across = (slices,) + (1,) * (len(shape) - 1)
+        placed = mesh_utils.create_hybrid_device_mesh(
+            inside, across, devices=devices, allow_split_physical_axes=True
+        )
+    else:
+        placed = mesh_utils.create_device_mesh(shape, devices=devices, allow_split_physical_axes=True)
     # Auto axes: the compiler partitions, guided by `constrain`; manual islands use jax.shard_map.
-    return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(shape), devices=devices)
+    return Mesh(np.asarray(placed), MESH_AXES, axis_types=(AxisType.Auto,) * len(shape))

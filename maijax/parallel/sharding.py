@@ -1,4 +1,4 @@
-"""Logical axes to mesh axes: models name the former, a mesh preset's rules say where each one lies."""
+"""Logical axes to mesh axes: models name the former, `maijax.rules` says where each one lies on a mesh."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
+from maijax import rules
 from maijax.config import MeshConfig, ModelConfig
 from maijax.dims import LOGICAL_AXES
-from maijax.errors import UserError
 from maijax.weights import Weight, declare
 
 _WEIGHT_AXES = frozenset(LOGICAL_AXES.values())
@@ -22,23 +22,23 @@ _WEIGHT_AXES = frozenset(LOGICAL_AXES.values())
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """A mesh and the rules that place logical axes on it."""
+    """A mesh, and the value it was made from."""
 
-    mesh: Mesh
-    rules: Mapping[str, tuple[str, ...]]
+    mesh: Mesh | AbstractMesh
+    config: MeshConfig
 
-    @classmethod
-    def of(cls, mesh: Mesh, config: MeshConfig) -> Layout:
-        return cls(mesh=mesh, rules=dict(config.rules))
+    def axes(self, logical: str) -> tuple[str, ...]:
+        """The mesh axes larger than 1 that a logical axis is shared out over."""
+        return tuple(a for a in rules.RULES[logical] if self.mesh.shape[a] > 1)
+
+    def ways(self, *mesh_axes: str) -> int:
+        """The product of these mesh axes' sizes."""
+        return math.prod(self.mesh.shape[a] for a in mesh_axes)
 
     def spec(self, axes: Sequence[str | None], sizes: Sequence[int], what: str) -> PartitionSpec:
-        """Where an array of these logical axes and sizes lies.
-
-        Raises UserError for an axis without a rule, a mesh axis used twice, or a size that does not divide.
-        """
-        if not self.rules:
-            return PartitionSpec()
-        return partition(self.rules, dict(self.mesh.shape), axes, sizes, what)
+        """Where an array of these logical axes and sizes lies; raises UserError as `rules.place` does."""
+        placed = rules.place(axes, sizes, self.mesh.shape, what)
+        return PartitionSpec(*(found if len(found) > 1 else (found[0] if found else None) for found in placed))
 
     def sharding(self, axes: Sequence[str | None], sizes: Sequence[int], what: str) -> NamedSharding:
         return NamedSharding(self.mesh, self.spec(axes, sizes, what))
@@ -56,38 +56,6 @@ class Layout:
 
     def weight_spec(self, weight: Weight) -> PartitionSpec:
         return self.spec(weight.logical_axes, weight.sizes, weight.path)
-
-
-def partition(
-    rules: Mapping[str, tuple[str, ...]],
-    mesh_sizes: Mapping[str, int],
-    axes: Sequence[str | None],
-    sizes: Sequence[int],
-    what: str,
-) -> PartitionSpec:
-    """The PartitionSpec of one array by the rules; a pure function of sizes, so that plans need no devices."""
-    parts: list[Any] = []
-    taken: dict[str, str] = {}
-    for axis, size in zip(axes, sizes, strict=True):
-        if axis is None:
-            parts.append(None)
-            continue
-        if axis not in rules:
-            raise UserError(f"{what}: mesh.rules has no entry for the logical axis {axis!r}; add one, () to replicate")
-        mesh_axes = tuple(a for a in rules[axis] if mesh_sizes[a] > 1)
-        for mesh_axis in mesh_axes:
-            if mesh_axis in taken:
-                raise UserError(f"{what}: mesh axis {mesh_axis!r} shards both {taken[mesh_axis]!r} and {axis!r}")
-            taken[mesh_axis] = axis
-        ways = math.prod(mesh_sizes[a] for a in mesh_axes)
-        if size % ways:
-            above = -(-size // ways) * ways
-            legal = f"{above - ways} or {above}" if above > ways else f"{above}"
-            raise UserError(
-                f"{what}: {axis}={size} does not divide over {' x '.join(mesh_axes)} = {ways} devices; try {legal}"
-            )
-        parts.append(mesh_axes if len(mesh_axes) > 1 else (mesh_axes[0] if mesh_axes else None))
-    return PartitionSpec(*parts)
 
 
 def tree(by_path: Mapping[str, Any]) -> dict[str, Any]:
@@ -115,15 +83,25 @@ def use(layout: Layout | None) -> Iterator[None]:
         _LAYOUT.reset(token)
 
 
+def spread() -> Layout | None:
+    """The layout in use if it has several devices, else None: what is traced then needs no thought of others."""
+    layout = _LAYOUT.get()
+    return None if layout is None or layout.mesh.size == 1 else layout
+
+
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """The same array, laid out as its logical axes say; without a layout, or on one device, nothing happens.
 
-    Activations have rules of their own where a weight has the same axis: `embed` here is the rule `act_embed`,
-    since a weight's rows may be sharded over the devices that share out the batch.
+    Where a weight has the same axis, the rule is that of its use, `act_embed` for `embed`: at rest a weight's rows
+    are shared out over the devices that share out the batch, and are gathered to be multiplied.
     """
-    layout = _LAYOUT.get()
-    if layout is None or layout.mesh.size == 1 or not layout.rules:
+    if (layout := spread()) is None:
         return x
-    named = [f"act_{axis}" if axis in _WEIGHT_AXES else axis for axis in axes]
+    named = used(axes)
     what = f"activation [{', '.join(map(str, axes))}]"
     return jax.lax.with_sharding_constraint(x, layout.sharding(named, x.shape, what))
+
+
+def used(axes: Sequence[str | None]) -> tuple[str | None, ...]:
+    """The names of a weight's or an activation's logical axes, as the rules have them for arrays in use."""
+    return tuple(f"act_{axis}" if axis in _WEIGHT_AXES and axis != "layers" else axis for axis in axes)

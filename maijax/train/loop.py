@@ -47,7 +47,7 @@ def run(experiment: Experiment, folder: Path, *, cache: Path, record: dict[str, 
     platform = jax.devices()[0].platform
     experiment = dataclasses.replace(experiment, model=decoder.resolve(experiment.model, platform))
     model, train = experiment.model, experiment.train
-    layout = Layout.of(make_mesh(experiment.mesh), experiment.mesh)
+    layout = Layout(make_mesh(experiment.mesh), experiment.mesh)
     layout.batch((train.batch_size // train.accumulation, train.seq_len))
 
     # 2. Refuse early: a folder that holds another experiment, then data that cannot be read.

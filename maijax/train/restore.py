@@ -40,7 +40,7 @@ def open_run(folder: Path) -> Trained:
         experiment.model, dtype="auto" if jax.default_backend() == "cpu" else experiment.model.dtype, layers="auto"
     )
     model = decoder.resolve(usable, jax.default_backend())
-    layout = Layout.of(make_mesh(experiment.mesh), experiment.mesh)
+    layout = Layout(make_mesh(experiment.mesh), experiment.mesh)
     tx = optim.wrap(optim.build(experiment.optim, experiment.model, experiment.train.steps), experiment.optim)
     with Checkpoints(folder / "checkpoints", writer=False) as checkpoints:
         found = checkpoints.restore(state.abstract(model, tx, layout), identity=identity, data=None)

@@ -19,7 +19,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 # Fields that change how a run is watched or laid out, not what it computes: they may differ at a resume.
 NEUTRAL = (
-    "data.workers", "mesh.", "model.layers", "model.remat", "train.log_every", "train.eval_every",
+    "data.workers", "mesh.", "model.layers", "model.remat", "model.kernels", "train.log_every", "train.eval_every",
     "train.eval_sequences", "train.sample_every", "train.prompt", "train.checkpoint_every", "train.keep",
 )
 

@@ -23,7 +23,7 @@ def test_the_step_lowers_on_its_mesh(name):
     devices = math.prod(getattr(experiment.mesh, axis) or 1 for axis in MESH_AXES)
     sizes = experiment.mesh.shape(devices)
     mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
-    layout = Layout(mesh=mesh, rules=dict(experiment.mesh.rules))
+    layout = Layout(mesh=mesh, config=experiment.mesh)
     tx = optim.wrap(optim.build(experiment.optim, experiment.model, experiment.train.steps), experiment.optim)
 
     state = states.abstract(experiment.model, tx, layout)

@@ -67,15 +67,8 @@ def experiment(corpus, *, workers: int = 0, name: str = "muon", **train) -> Expe
             "steps": 12, "batch_size": 8, "seq_len": 32, "log_every": 1, "eval_every": 6, "eval_sequences": 8,
             "sample_every": None, "checkpoint_every": 5,
         } | train)),
-        mesh=MeshConfig(data=1) if jax.device_count() == 1 else MeshConfig(rules=RULES),
+        mesh=MeshConfig(),
     )
-
-
-RULES = tuple(
-    (axis, ("data",) if axis in ("batch", "tokens") else ())
-    for axis in "batch sequence tokens act_embed act_vocab act_heads act_kv_heads act_head_dim act_mlp act_expert "
-    "layers embed vocab heads kv_heads head_dim mlp expert".split()
-)
 
 
 def go(exp: Experiment, folder, cache) -> loop.Outcome:

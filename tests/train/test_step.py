@@ -65,7 +65,7 @@ def batch(step: int, rows: int = 8, length: int = 16) -> dict[str, np.ndarray]:
 
 
 def losses(exp: Experiment, mesh: MeshConfig, devices: int, steps: int = 10) -> tuple[list[float], states.State]:
-    layout = Layout.of(make_mesh(mesh, jax.devices()[:devices]), mesh)
+    layout = Layout(make_mesh(mesh, jax.devices()[:devices]), mesh)
     tx = skip.wrap(optim.build(exp.optim, exp.model, exp.train.steps), exp.optim)
     now = states.create(exp.model, tx, layout, exp.train.seed)
     step = compile_step(exp, tx, layout)
@@ -109,7 +109,7 @@ def test_accumulation_is_only_a_way_of_computing(model):
 def test_a_bad_step_changes_no_bit_and_is_counted():
     exp = experiment(MIXTURE)
     mesh = MeshConfig(data=1)
-    layout = Layout.of(make_mesh(mesh, jax.devices()[:1]), mesh)
+    layout = Layout(make_mesh(mesh, jax.devices()[:1]), mesh)
     tx = skip.wrap(optim.build(exp.optim, exp.model, exp.train.steps), exp.optim)
     now = states.create(exp.model, tx, layout, 0)
     step = compile_step(exp, tx, layout)

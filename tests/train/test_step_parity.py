@@ -57,7 +57,7 @@ def test_losses_and_weights_follow_torch(accumulation):
         train=TrainConfig(steps=STEPS, batch_size=ROWS, seq_len=LENGTH, accumulation=accumulation),
     )
     mesh = MeshConfig(data=1)
-    layout = Layout.of(make_mesh(mesh, jax.devices()[:1]), mesh)
+    layout = Layout(make_mesh(mesh, jax.devices()[:1]), mesh)
     tx = optim.wrap(optim.build(experiment.optim, MODEL, STEPS), experiment.optim)
     now = states.create(MODEL, tx, layout, 0)
     now = now._replace(params=jax.tree.map(jnp.copy, from_hf(theirs.state_dict(), MODEL)))
