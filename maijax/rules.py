@@ -1,4 +1,4 @@
-"""Where every logical axis lies on the mesh: one table for all sizes and layouts. No jax, so that plans need no devices.
+"""Where every logical axis lies on the mesh: one table for all layouts. No jax, so that plans need no devices.
 
 A layout is chosen by the sizes in `MeshConfig` alone; an axis of size 1 changes nothing. What each mesh axis does:
 

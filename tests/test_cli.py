@@ -202,7 +202,7 @@ def test_doctor(capsys, tmp_path, monkeypatch):
     code, out, _ = run(capsys, "doctor", "mai_7b", "--mesh", "FSDP", "--json")
     found = {f["what"]: f for f in json.loads(out)["findings"]}
     assert code == 1
-    assert found["mesh"]["found"] == "data 8"
+    assert found["mesh"]["found"] == "fsdp 8"
     assert found["fits in memory"]["bad"] and found["data.tokenizer"]["bad"]
     assert run(capsys, "doctor", "phi_test", "--set", "train.batch_size=12")[0] == 1  # over 8 devices
 

@@ -6,7 +6,6 @@ import argparse
 import dataclasses
 import importlib.metadata
 import json
-import math
 import os
 import platform
 import shutil

@@ -16,9 +16,9 @@ def linear(x: jax.Array, w: jax.Array, *, contract: int = 1) -> jax.Array:
 
     x is [..., *in], w is [*in, *out], the result [..., *out] in the dtype of x; w is cast to that dtype.
 
-    On one device the product is two-dimensional, [N, I] @ [I, O]: the weight gradient of a three-dimensional one reaches
-    XLA's CPU back end in a form that runs at a third to two thirds of the speed. Reverse mode only, since the
-    gradient is written by hand.
+    On one device the product is two-dimensional, [N, I] @ [I, O]: the weight gradient of a three-dimensional one
+    reaches XLA's CPU back end in a form that runs at a third to two thirds of the speed. Reverse mode only, since
+    the gradient is written by hand.
 
     Raises: ValueError if the contracted dims differ.
     """
