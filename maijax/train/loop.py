@@ -69,7 +69,7 @@ def run(experiment: Experiment, folder: Path, *, cache: Path, record: dict[str, 
         together.failing(),
     ):
         new = run_folder.claim(experiment, record | {"experiment": plain.to_plain(experiment)})
-        peak = environment.matmul_peak(cache, jnp.dtype(model.dtype))
+        peak = environment.matmul_peak(cache, jnp.dtype(model.dtype)) if first else 1.0  # told by the first alone
         described = environment.describe() | {"matmul_peak_gflops": peak / 1e9, "corpus": data.summary}
 
         # 3. State: this run's newest sound checkpoint, else from the seed.

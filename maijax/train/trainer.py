@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,7 +42,7 @@ class Trainer:
     checkpoints: Checkpoints
     interrupt: Interrupt
     peak: float  # FLOP/s
-    step: Callable[[State, Any], tuple[State, dict[str, jax.Array]]]
+    step: Any  # jitted: (state, batch) -> (state, metrics)
 
     def loop(self, state: State, meta: Meta) -> tuple[State, Meta]:
         """Trains until the last step or an interrupt; returns the state and where it stands, both saved."""
@@ -54,13 +53,19 @@ class Trainer:
             self.data, batch_size=train.batch_size, start_step=meta.step, rows=rows, counted=counted,
             workers=self.experiment.data.workers,
         )
+        start = meta.step + 1
         with Progress(total=train.steps, start=meta.step, enabled=together.first()) as bar:
-            for done in range(meta.step + 1, train.steps + 1):
+            for done in range(start, train.steps + 1):
                 # Dispatch. The batch is read while the step before is still computing.
                 before = time.perf_counter()
                 batch, digest = next(stream)
                 waited = time.perf_counter() - before
-                state, metrics = self.step(state, self.place(batch))
+                placed = self.place(batch)
+                if done == start and together.several():
+                    # Devices that wait for another's give up sooner than a compiler: all compile, then all begin.
+                    self.step = self.step.lower(state, placed).compile()
+                    together.barrier("step is compiled")
+                state, metrics = self.step(state, placed)
                 said = together.Said(digest, asked=self.interrupt.asked is not None)
                 window.add(Flying(done, metrics, waited, said))
 

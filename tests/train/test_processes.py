@@ -19,6 +19,12 @@ from maijax.parallel import together
 from maijax.train import loop
 
 WORDS = "the a king queen tin soldier mermaid sea stood sang danced went home on one leg and said never".split()
+# Compiled anew by each, and fast rather than well: with a cache, which only the first process fills, one would wait for
+# the others longer than gloo does.
+COMPILE = {
+    "JAX_ENABLE_COMPILATION_CACHE": "false",
+    "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+}
 LIMIT = 300  # seconds; far more than any of this takes
 
 # The command line, with an accident in one process: "stop" or "fail" when it places its so-manieth batch.
@@ -53,8 +59,9 @@ def words(tmp_path_factory) -> list[str]:
         for _ in range(80):
             out.write(json.dumps({"text": " ".join(rng.choice(WORDS, int(rng.integers(5, 60)))) + "."}) + "\n")
     values = {
-        "data.sources": folder / "tales.jsonl", "model.vocab_size": 320, "train.seq_len": 32, "train.batch_size": 8,
-        "train.steps": 12, "train.log_every": 1, "train.eval_every": "none", "train.sample_every": "none",
+        "data.sources": folder / "tales.jsonl", "model.vocab_size": 320, "model.num_layers": 1,
+        "train.seq_len": 32, "train.batch_size": 8, "train.steps": 12,
+        "train.log_every": 1, "train.eval_every": "none", "train.sample_every": "none",
     }
     sets = [word for path, value in values.items() for word in ("--set", f"{path}={value}")]
     return ["run", "phi_test", *sets, "--runs-dir", str(folder)]
@@ -69,7 +76,7 @@ def go(count: int, words: list[str], *, mesh: str, accident: str = "none:0:0") -
     started = []
     try:
         for index in range(count):
-            env = dict(os.environ, XLA_FLAGS="", PYTHONPATH=str(Path(__file__).parents[2]), ACCIDENT=accident)
+            env = os.environ | COMPILE | {"PYTHONPATH": str(Path(__file__).parents[2]), "ACCIDENT": accident}
             if count > 1:
                 env |= {"MAIJAX_COORDINATOR": f"127.0.0.1:{port}", "MAIJAX_PROCESS_ID": str(index)}
                 env |= {"MAIJAX_NUM_PROCESSES": str(count)}
