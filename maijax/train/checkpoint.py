@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from orbax.checkpoint.options import MultiprocessingOptions
 
 from maijax.data.pipeline import differences
 from maijax.errors import RunError, UserError
@@ -89,6 +90,13 @@ class Checkpoints:
             save_root_metadata=False,
         )
         self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+        # Reads by itself on each process: one that cannot read its part would leave the others at a barrier for ever.
+        me = jax.process_index()
+        alone = MultiprocessingOptions(primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"alone{me}")
+        self._reader = ocp.CheckpointManager(
+            folder.absolute(),
+            options=ocp.CheckpointManagerOptions(read_only=True, create=False, multiprocessing_options=alone),
+        )
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -99,6 +107,7 @@ class Checkpoints:
     def close(self) -> None:
         """Waits for the last save; without this it would be lost. Raises RunError if it failed."""
         try:
+            self._reader.close()
             self._manager.close()
         except Exception as error:
             raise RunError(f"checkpoints in {self.folder}: the last save failed: {_first_line(error)}") from error
@@ -185,7 +194,7 @@ class Checkpoints:
         self, step: int, target: State, identity: str, data: dict[str, Any] | None
     ) -> tuple[State, Meta, list[int]]:
         """(state, what belongs to it, the digests that its arrays had when they were written)."""
-        small: Any = self._manager.restore(
+        small: Any = self._reader.restore(
             step,
             args=ocp.args.Composite(
                 digest=ocp.args.JsonRestore(),  # pyright: ignore[reportCallIssue]
@@ -201,7 +210,7 @@ class Checkpoints:
                 f"checkpoint {step} in {self.folder} was written with another value of: {', '.join(other)}; "
                 "put the old back, or give --name another"
             )
-        whole: Any = self._manager.restore(
+        whole: Any = self._reader.restore(
             step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))  # pyright: ignore[reportCallIssue]
         )
         return whole.state, meta, small.digest["leaves"]
@@ -212,6 +221,7 @@ class Checkpoints:
             if self.writer:
                 self._rename(self.folder / str(step), "corrupt")
         together.barrier("put aside")
+        self._reader.reload()
         if self.writer:
             self._manager.reload()
 
