@@ -25,7 +25,7 @@ from maijax.parallel.distributed import Settings, start
 
 PATIENCE = 24 * 3600  # seconds that processes wait for one that lives: it may be preparing data
 GRACE = 60  # seconds for a last checkpoint to be finished, once a process has failed
-_FAILED = "maijax/failed"
+_FAILED, _LEAVING = "maijax/failed", "maijax/leaving"  # what a process failed of; process 0 is done, and leaves
 _WORDS, _BITS = 4, 16  # a digest's 64 bits in words whose sum over 65,536 processes fits 32 bits
 _numbers = itertools.count()
 _ending: list[tuple[int, str]] = []  # exit code and what to print, once this process has failed
@@ -139,8 +139,10 @@ def joined(found: Settings | None) -> Iterator[None]:
             barrier("done")
     except BaseException as error:
         code, text = _ending[0] if _ending else _last_words(error)
-        print(text, file=sys.stderr, flush=True)
+        _tell(text)
         if watch.begun and first():
+            with contextlib.suppress(Exception):
+                _client().key_value_set(_LEAVING, "")
             time.sleep(2 * watch.every)  # the others hear of it from this one
         _leave(code)
     watch.end()
@@ -159,6 +161,7 @@ def failing() -> Iterator[None]:
                 _client().key_value_set(_FAILED, json.dumps([jax.process_index(), line]))
             # What another met with first is the cause: here it may only be a connection that broke.
             _ending.append((code, _another() or text))
+            _tell(_ending[0][1])
         raise
 
 
@@ -185,20 +188,31 @@ class _Watch:
             cause = _another()
             if cause is None and not _ending:
                 continue
+            if cause is not None:
+                _tell(cause)
             # It may fail here in the same way, and then ends by itself with all that was begun to be saved.
-            if not self._ended.wait(GRACE):
-                code, text = _ending[0] if _ending else (1, cause)
-                print(text, file=sys.stderr, flush=True)
-                _leave(code)
+            until = time.monotonic() + GRACE
+            while time.monotonic() < until and not self._ended.wait(self.every):
+                if not first() and _heard(_LEAVING) is not None:
+                    break
+            if not self._ended.is_set():
+                _leave(_ending[0][0] if _ending else 1)
             return
+
+
+def _heard(key: str) -> str | None:
+    """What a process has said under a key; None: nothing yet, or the coordinator is gone."""
+    try:
+        return _client().key_value_try_get(key)
+    except Exception:
+        return None
 
 
 def _another() -> str | None:
     """What to print if another process has failed before this one."""
-    try:
-        index, line = json.loads(_client().key_value_try_get(_FAILED))
-    except Exception:  # nobody has, or the coordinator is gone
+    if (said := _heard(_FAILED)) is None:
         return None
+    index, line = json.loads(said)
     return None if index == jax.process_index() else f"maijax: stopping, since process {index} failed: {line}"
 
 
@@ -211,6 +225,12 @@ def _last_words(error: BaseException) -> tuple[int, str]:
     if isinstance(error, KeyboardInterrupt):
         return 130, "maijax: interrupted"
     return 1, "".join(traceback.format_exception(error)).rstrip()
+
+
+@functools.cache
+def _tell(text: str) -> None:
+    """Prints it, once: the watch and what it watches may both have it to say."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def _leave(code: int) -> None:
