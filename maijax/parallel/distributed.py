@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import socket
+import time
 from collections.abc import Mapping
 
 import jax
@@ -26,6 +28,7 @@ JOBSET = (
 SLURM = ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_STEP_NODELIST", "SLURM_JOB_ID")
 JOBSET_PORT = 8476
 _HEARTBEAT = 30  # seconds without a sign of life after which a process counts as dead, and all end
+_STARTING = 300  # seconds that a process waits for process 0 to listen
 _LEAVING = 300  # seconds that a process which is done waits for the others
 
 
@@ -71,17 +74,33 @@ def start(found: Settings) -> None:
         if found.coordinator is None:
             jax.distributed.initialize(**waits)
             return
+        if found.process_id:
+            _reach(found.coordinator)  # jax would wait as long, and then abort
         jax.distributed.initialize(
             found.coordinator, found.num_processes, found.process_id, found.local_devices,
             cluster_detection_method="deactivate", coordinator_bind_address=found.bind, **waits,
         )
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, OSError) as error:
         where = found.coordinator or "the coordinator that jax found"
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise RunError(
             f"process {found.process_id} of {found.num_processes}: no connection by {where} ({first}); is process 0 "
             "up, and its port free and reachable?"
         ) from error
+
+
+def _reach(address: str) -> None:
+    """Waits until something listens there; raises OSError if nothing does in time."""
+    host, _, port = address.rpartition(":")
+    until = time.monotonic() + _STARTING
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+            return
+        except OSError:
+            if time.monotonic() > until:
+                raise
+        time.sleep(0.5)
 
 
 def _own(environ: Mapping[str, str]) -> Settings | None:

@@ -1,13 +1,14 @@
 """What each launcher's variables mean, and which rows of a batch a process reads."""
 
+import socket
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from maijax.config import MeshConfig
-from maijax.errors import UserError
-from maijax.parallel import together
+from maijax.errors import RunError, UserError
+from maijax.parallel import distributed, together
 from maijax.parallel.distributed import Settings, settings
 from maijax.parallel.mesh import make_mesh
 from maijax.parallel.sharding import Layout
@@ -90,6 +91,15 @@ def test_slurm_tasks_that_share_a_node_share_out_its_gpus():
 def test_wrong_or_missing_variables_are_named(environ, words):
     with pytest.raises(UserError, match=words):
         settings(environ)
+
+
+def test_a_coordinator_that_never_comes_is_one_line(monkeypatch):
+    monkeypatch.setattr(distributed, "_STARTING", 0)
+    with socket.socket() as silent:  # bound, so that nobody else listens there
+        silent.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(RunError, match=f"process 1 of 2: no connection by {address}"):
+            distributed.start(Settings(coordinator=address, process_id=1, num_processes=2))
 
 
 @pytest.mark.parametrize("sizes", [
