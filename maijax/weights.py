@@ -67,10 +67,8 @@ def declare(model: ModelConfig) -> tuple[Weight, ...]:
         scale = weight(f"{path}/scale", init="ones", **common)
         return [scale, weight(f"{path}/bias", init="zeros", **common)] if model.norm == "layer" else [scale]
 
-    # The embedding starts the stream at a root mean square of D^-0.5. Residual outputs start smaller than that, so
-    # that layers do not drown it and its variance does not grow with depth. Source: the last is GPT-2's; small
-    # branches at the start: De and Smith, arXiv 2002.10444; 0.02 bits per byte after 300 steps (LOG.md).
-    shrink = (2 * model.num_layers * model.d_model) ** -0.5
+    # Residual outputs start smaller, so that the stream's variance does not grow with depth (GPT-2).
+    shrink = (2 * model.num_layers) ** -0.5
 
     def mlp(path: str, letter: str, stack: str, depth: int) -> list[Weight]:
         out_std = shrink * width[letter] ** -0.5

@@ -109,8 +109,8 @@ def test_each_weight_agrees_with_itself(name):
 def test_initial_scale_keeps_variance():
     declared = {w.path: w for w in weights.declare(SHAPES["MAI_500B"])}
     assert declared["layers/attention/w_q"].std == 18_432**-0.5
-    assert declared["layers/attention/w_o"].std == pytest.approx((144 * 128) ** -0.5 / (2 * 144 * 18_432) ** 0.5)
-    assert declared["layers/mlp/w_down"].std == pytest.approx(49_152**-0.5 / (2 * 144 * 18_432) ** 0.5)
+    assert declared["layers/attention/w_o"].std == pytest.approx((144 * 128) ** -0.5 / (2 * 144) ** 0.5)
+    assert declared["layers/mlp/w_down"].std == pytest.approx(49_152**-0.5 / (2 * 144) ** 0.5)
     assert declared["head/w_head"].std == 18_432**-0.5
 
 
