@@ -1,0 +1,139 @@
+"""A few training steps of a small model on a mesh of simulated devices; as a program, for a list of meshes.
+
+    python tests/parallel/layouts.py DEVICES MODEL MESH [MESH ...]      MESH: stage=2,tensor=4
+
+prints a line of JSON for each: losses of five steps, and the first gradients' largest difference from one device.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={sys.argv[1]}"
+    sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import jax
+import numpy as np
+
+from maijax import optim
+from maijax.config import (
+    AttentionConfig,
+    DataConfig,
+    Experiment,
+    MeshConfig,
+    ModelConfig,
+    MoEConfig,
+    OptimConfig,
+    SourceConfig,
+    TrainConfig,
+)
+from maijax.optim import skip
+from maijax.parallel import sharding
+from maijax.parallel.mesh import make_mesh
+from maijax.parallel.sharding import Layout
+from maijax.train import state as states
+from maijax.train.step import compile_step, gradients
+
+ROWS, LENGTH, VOCAB, STEPS = 16, 16, 120, 5
+
+DENSE = ModelConfig(
+    num_layers=5, d_model=128, d_ff=64, vocab_size=VOCAB, context=LENGTH, layers="scan",
+    attention=AttentionConfig(num_heads=8, kv_heads=8, head_dim=8),
+)
+MIXTURE = dataclasses.replace(
+    DENSE, num_layers=4, attention=AttentionConfig(num_heads=16, kv_heads=8, head_dim=8, window=11),
+    moe=MoEConfig(num_experts=8, top_k=2, d_ff=16, shared_experts=1, first_dense=1, balance_weight=1e-2),
+)
+MODELS = {"dense": DENSE, "mixture": MIXTURE}
+
+
+def experiment(model: ModelConfig, **train: Any) -> Experiment:
+    return Experiment(
+        name="x", model=model, optim=OptimConfig(lr=0.01, warmup=2),
+        data=DataConfig(sources=(SourceConfig(uri="none"),)),
+        train=TrainConfig(**({"steps": 10, "batch_size": ROWS, "seq_len": LENGTH, "z_loss": 1e-4} | train)),
+    )
+
+
+def batch(step: int) -> dict[str, np.ndarray]:
+    """Packed rows: two documents and, in every third row, padding."""
+    rng = np.random.default_rng(step)
+    tokens = rng.integers(4, VOCAB, (ROWS, LENGTH + 1), dtype=np.int32)
+    segments = np.ones((ROWS, LENGTH), np.int32)
+    for row in range(ROWS):
+        segments[row, rng.integers(2, LENGTH - 2) :] = 2
+        if row % 3 == 0:
+            segments[row, -2:] = 0
+    starts = np.maximum.accumulate(
+        np.where(np.diff(segments, axis=1, prepend=0) != 0, np.arange(LENGTH), 0), axis=1
+    )
+    weights = (segments > 0).astype(np.float32)
+    weights[:, :-1] *= segments[:, :-1] == segments[:, 1:]
+    return {
+        "tokens": tokens[:, :-1], "targets": tokens[:, 1:], "segments": segments,
+        "positions": (np.arange(LENGTH) - starts).astype(np.int32), "weights": weights,
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    losses: list[float]
+    params: Any  # the first ones
+    gradients: Any
+
+
+def train(model: ModelConfig, mesh: MeshConfig, devices: int, *, grads: bool = False, **options: Any) -> Trained:
+    """Five steps; with `grads` also the first step's gradients, as numpy arrays."""
+    exp = experiment(model, **options)
+    layout = Layout(make_mesh(mesh, jax.devices()[:devices]), mesh)
+    tx = skip.wrap(optim.build(exp.optim, exp.model, exp.train.steps), exp.optim)
+    now = states.create(exp.model, tx, layout, exp.train.seed)
+    first = jax.tree.map(np.asarray, now.params)
+    found = None
+    if grads:
+        with sharding.use(layout):
+            made = jax.jit(lambda p, b: gradients(p, b, exp.model, exp.train)[0])(now.params, batch(0))
+        found = jax.tree.map(np.asarray, made)
+    step = compile_step(exp, tx, layout)
+    losses = []
+    for i in range(STEPS):
+        now, metrics = step(now, batch(i))
+        losses.append(float(metrics["loss"]))
+    return Trained(losses, first, found)
+
+
+def furthest(a: Any, b: Any) -> float:
+    """The largest difference between two trees, each array's against the largest number in it."""
+    return max(
+        float(np.max(np.abs(x - y)) / max(np.max(np.abs(y)), 1e-6))
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
+
+
+def parse(text: str) -> MeshConfig:
+    """stage=2,tensor=4 as a mesh; data is 1 unless named."""
+    pairs = dict(part.split("=") for part in text.split(","))
+    words = {k: v if k == "attention" else float(v) if k == "exchange_room" else int(v) for k, v in pairs.items()}
+    return MeshConfig(**({"data": 1} | words))  # pyright: ignore[reportArgumentType]
+
+
+def main() -> None:
+    devices, name = int(sys.argv[1]), sys.argv[2]
+    one = train(MODELS[name], MeshConfig(data=1), 1, grads=True)
+    for text in sys.argv[3:]:
+        many = train(MODELS[name], parse(text), devices, grads=True)
+        print(json.dumps({
+            "mesh": text, "losses": many.losses, "one": one.losses,
+            "gradients": furthest(many.gradients, one.gradients), "params": furthest(many.params, one.params),
+        }), flush=True)
+
+
+if __name__ == "__main__":
+    main()
