@@ -21,7 +21,8 @@ from maijax.models.initial import sample
 from maijax.models.linear import linear
 from maijax.models.mlp import gated_mlp
 from maijax.models.norm import layer_norm, rms_norm
-from maijax.parallel.sharding import constrain
+from maijax.parallel import embedding
+from maijax.parallel.sharding import constrain, spread
 from maijax.weights import Weight, declare
 
 
@@ -50,12 +51,17 @@ class Declared(nn.Module):
     dtype: Any
     root: str
 
-    def weight(self, name: str, dtype: Any = None) -> jax.Array:
+    def stored(self, name: str) -> jax.Array:
+        """A weight as it lies at rest, float32."""
         weight = _declared(self.cfg)[f"{self.root}/{name}"]
         shape = weight.sizes[weight.letters.startswith("L") :]  # nn.scan adds the layers
-        value = self.param(name, lambda key: sample(weight, key, shape))
+        return self.param(name, lambda key: sample(weight, key, shape))
+
+    def weight(self, name: str, dtype: Any = None) -> jax.Array:
+        """A weight to be used."""
+        weight, value = _declared(self.cfg)[f"{self.root}/{name}"], self.stored(name)
         # Cast, then gathered from the devices that share it: half the bytes travel.
-        return constrain(value.astype(dtype or self.dtype), *weight.logical_axes[len(weight.sizes) - len(shape) :])
+        return constrain(value.astype(dtype or self.dtype), *weight.logical_axes[len(weight.sizes) - value.ndim :])
 
 
 class Norm(Declared):
@@ -158,6 +164,9 @@ class Block(Declared):
 class Embed(Declared):
     @nn.compact
     def __call__(self, tokens_BS: jax.Array) -> jax.Array:
+        layout = spread()
+        if layout is not None and embedding.fits(layout, tokens_BS.shape):
+            return embedding.lookup(self.stored("w_embed"), tokens_BS, layout, self.dtype)
         # Rows are gathered before the cast: a table of 100k rows is not copied for a few of them.
         return self.weight("w_embed", jnp.float32)[tokens_BS].astype(self.dtype)
 
@@ -167,4 +176,4 @@ class Head(Declared):
 
     @nn.compact
     def __call__(self) -> None:
-        self.weight("w_head", jnp.float32)
+        self.stored("w_head")
