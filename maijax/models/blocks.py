@@ -122,19 +122,19 @@ class MoE(Declared):
     @nn.compact
     def __call__(self, x_BSD: jax.Array, valid_BS: jax.Array | None) -> tuple[jax.Array, moe.RouterStats]:
         options = self.cfg.moe
-        assert options is not None
-        batch, length, width = x_BSD.shape
-        x_ND = x_BSD.reshape(-1, width)
+        assert options is not None and self.cfg.kernels != "auto"
         routing = moe.route(
-            x_ND, self.weight("w_router", jnp.float32), self.weight("router_bias", jnp.float32), options
+            x_BSD, self.weight("w_router", jnp.float32), self.weight("router_bias", jnp.float32), options
         )
         w_gate, w_up, w_down = (self.weight(name) for name in ("w_gate", "w_up", "w_down"))
         out_BSD = moe.experts(
-            x_ND, routing, w_gate, w_up, w_down, activation=self.cfg.activation
-        ).reshape(x_BSD.shape)
+            x_BSD, routing, w_gate, w_up, w_down, activation=self.cfg.activation, kernels=self.cfg.kernels
+        )
         if options.shared_experts:
-            out_BSD += MLP(cfg=self.cfg, dtype=self.dtype, root=f"{self.root}/shared", name="shared")(x_BSD)
-        return out_BSD, moe.router_stats(routing, valid_BS, (batch, length), options)
+            shared = MLP(cfg=self.cfg, dtype=self.dtype, root=f"{self.root}/shared", name="shared")
+            more_BSD = shared(constrain(x_BSD, "batch", "sequence", "embed"))
+            out_BSD += constrain(more_BSD, "batch", "residual_sequence", "embed")
+        return out_BSD, moe.router_stats(routing, valid_BS, options)
 
 
 class Block(Declared):
@@ -153,11 +153,11 @@ class Block(Declared):
         normed_BSD = constrain(part(Norm, "attention_norm")(x_BSD), "batch", "sequence", "embed")
         out_BSD, new = part(Attention, "attention")(normed_BSD, stored, sight)
         x_BSD = x_BSD + constrain(out_BSD, "batch", "residual_sequence", "embed")
-        normed_BSD = constrain(part(Norm, "mlp_norm")(x_BSD), "batch", "sequence", "embed")
-        if self.mixture:
+        normed_BSD = part(Norm, "mlp_norm")(x_BSD)
+        if self.mixture:  # each token is routed where it is
             out_BSD, stats = part(MoE, "moe")(normed_BSD, sight.valid_BS())
         else:
-            out_BSD, stats = part(MLP, "mlp")(normed_BSD), None
+            out_BSD, stats = part(MLP, "mlp")(constrain(normed_BSD, "batch", "sequence", "embed")), None
         return x_BSD + constrain(out_BSD, "batch", "residual_sequence", "embed"), (new, stats)
 
 
