@@ -6,6 +6,7 @@ in float32 whatever the compute dtype.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -17,11 +18,14 @@ from maijax.config import ModelConfig
 from maijax.models import cache as caches
 from maijax.models import moe, rope
 from maijax.models.attention import attend
+from maijax.models.flash import Rule
 from maijax.models.initial import sample
+from maijax.models.kernels import Local
 from maijax.models.linear import linear
 from maijax.models.mlp import gated_mlp
 from maijax.models.norm import layer_norm, rms_norm
 from maijax.parallel import embedding
+from maijax.parallel.attention import over_devices
 from maijax.parallel.sharding import constrain, spread
 from maijax.weights import Weight, declare
 
@@ -89,13 +93,10 @@ class Attention(Declared):
         q_BSHK = constrain(rope.rotate(q_BSHK, sight.turn), "batch", "sequence", "heads", "head_dim")
         k_BSGK = constrain(rope.rotate(k_BSGK, sight.turn), "batch", "sequence", "kv_heads", "head_dim")
         v_BSGK = constrain(v_BSGK, "batch", "sequence", "kv_heads", "head_dim")
-        see = functools.partial(
-            attend, window=options.window, softcap=options.softcap, scale=options.head_dim**-0.5
-        )
+        rule = Rule(window=options.window, softcap=options.softcap, scale=options.head_dim**-0.5)
         if stored is None:
             new = None
-            segments_BS = sight.segments_BS
-            out_BSHK = see(q_BSHK, k_BSGK, v_BSGK, q_segments_BS=segments_BS, k_segments_BT=segments_BS)
+            out_BSHK = over_devices(q_BSHK, k_BSGK, v_BSGK, sight.segments_BS, Local(rule, self.cfg.kernels))
         else:
             assert sight.positions_BS is not None
             new = (k_BSGK, v_BSGK)
@@ -103,9 +104,10 @@ class Attention(Declared):
                 caches.write(old, fresh, sight.positions_BS) for old, fresh in zip(stored, new, strict=True)
             )
             slots_BT = jnp.broadcast_to(jnp.arange(k_BTGK.shape[1], dtype=jnp.int32)[None], k_BTGK.shape[:2])
-            out_BSHK = see(
+            out_BSHK = attend(
                 q_BSHK, k_BTGK.astype(self.dtype), v_BTGK.astype(self.dtype),
                 q_positions_BS=jnp.maximum(sight.positions_BS, 0), k_positions_BT=slots_BT,
+                **dataclasses.asdict(rule),
             )
         out_BSHK = constrain(out_BSHK, "batch", "sequence", "heads", "head_dim")
         return linear(out_BSHK, self.weight("w_o"), contract=2), new

@@ -20,7 +20,7 @@ from maijax.models import rope
 from maijax.models.blocks import Block, Embed, Head, Norm, Sight
 from maijax.models.cache import Cache
 from maijax.models.initial import sample
-from maijax.parallel import pipeline
+from maijax.parallel import order, pipeline
 from maijax.parallel.sharding import constrain, rows_over_stages, tree
 from maijax.weights import Weight, declare
 
@@ -194,8 +194,10 @@ def hidden(
     if positions_BS is None:
         segments = jnp.zeros(tokens_BS.shape, jnp.int32) if segments_BS is None else segments_BS
         positions_BS = restart(segments)
-    x_BSD, aux, _ = _apply(params, cfg, tokens_BS, segments_BS, positions_BS, None)
-    return x_BSD, aux
+    # Where devices share out a row, its tokens lie in an order that gives all equal work; nobody outside knows.
+    dealt = (order.deal(x) for x in (tokens_BS, segments_BS, positions_BS))
+    x_BSD, aux, _ = _apply(params, cfg, *dealt, None)
+    return order.collect(x_BSD), aux
 
 
 def head(params: Params, cfg: ModelConfig) -> tuple[jax.Array, bool]:
