@@ -2,8 +2,8 @@
 
     python tests/parallel/layouts.py MODEL MESH [MESH ...]      MESH: stage=2,tensor=4
 
-prints a line of JSON for each: the losses of five steps beside those of one device, the first parameters' largest
-difference from one device, and for a mesh of one axis the first gradients'.
+prints a line of JSON for each: the losses of five steps beside those of one device; for a mesh of one axis also the
+largest difference of the first parameters and of the first gradients from those of one device.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ MODELS = {"dense": DENSE, "mixture": MIXTURE}
 
 def experiment(model: ModelConfig, **train: Any) -> Experiment:
     return Experiment(
-        name="x", model=model, optim=OptimConfig(lr=0.01, warmup=2),
+        name="x", model=model, optim=OptimConfig(lr=3e-3, warmup=2),
         data=DataConfig(sources=(SourceConfig(uri="none"),)),
         train=TrainConfig(**({"steps": 10, "batch_size": ROWS, "seq_len": LENGTH, "z_loss": 1e-4} | train)),
     )
@@ -90,20 +90,22 @@ def batch(step: int) -> dict[str, np.ndarray]:
 @dataclasses.dataclass(frozen=True)
 class Trained:
     losses: list[float]
-    params: Any  # the first ones
+    first: Any  # the state before the first step, as numpy arrays
     gradients: Any
 
 
-def train(model: ModelConfig, mesh: MeshConfig, *, grads: bool = False, **options: Any) -> Trained:
-    """Five steps; with `grads` also the first step's gradients, as numpy arrays."""
+def train(model: ModelConfig, mesh: MeshConfig, first: Any = None, **options: Any) -> Trained:
+    """Five steps; from a given first state, or a fresh one and then also with the first gradients."""
     exp = experiment(model, **options)
     devices = math.prod(getattr(mesh, axis) for axis in MESH_AXES)
     layout = Layout(make_mesh(mesh, jax.devices()[:devices]), mesh)
     tx = skip.wrap(optim.build(exp.optim, exp.model, exp.train.steps), exp.optim)
-    now = states.create(exp.model, tx, layout, exp.train.seed)
-    first = jax.tree.map(np.asarray, now.params)
     found = None
-    if grads:
+    if first is not None:
+        now = jax.tree.map(lambda x, s: jax.device_put(x, s.sharding), first, states.abstract(exp.model, tx, layout))
+    else:
+        now = states.create(exp.model, tx, layout, exp.train.seed)
+        first = jax.tree.map(np.asarray, now)
         with sharding.use(layout):
             made = jax.jit(lambda p, b: gradients(p, b, exp.model, exp.train)[0])(now.params, batch(0))
         found = jax.tree.map(np.asarray, made)
@@ -132,13 +134,14 @@ def parse(text: str) -> MeshConfig:
 
 def main() -> None:
     model = MODELS[sys.argv[1]]
-    one = train(model, MeshConfig(data=1), grads=True)
+    one = train(model, MeshConfig(data=1))
     for text in sys.argv[2:]:
         mesh = parse(text)
         alone = sum(getattr(mesh, axis) > 1 for axis in MESH_AXES) == 1
-        many = train(model, mesh, grads=alone)
-        found = {"mesh": text, "losses": many.losses, "one": one.losses, "params": furthest(many.params, one.params)}
+        many = train(model, mesh, None if alone else one.first)
+        found = {"mesh": text, "losses": many.losses, "one": one.losses}
         if alone:
+            found["first"] = furthest(many.first.params, one.first.params)
             found["gradients"] = furthest(many.gradients, one.gradients)
         print(json.dumps(found), flush=True)
 

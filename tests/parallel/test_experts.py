@@ -12,7 +12,6 @@ import pytest
 
 from maijax.config import MeshConfig
 from maijax.models import moe
-from maijax.parallel import experts as parallel_experts
 from maijax.parallel.mesh import make_mesh
 from maijax.parallel.sharding import Layout, use
 
