@@ -39,7 +39,7 @@ class Head:
         return z_CV
 
     def normalise(self, z_CV: jax.Array, targets_C: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Return the logsumexp of each row [C] and its target's logit [C]; targets count from this device's first."""
+        """Return the logsumexp of each row [C] and its target's logit [C]."""
         top_C = jnp.max(z_CV, axis=-1)
         if not self.peers:
             log_total_C = top_C + jnp.log(jnp.sum(jnp.exp(z_CV - top_C[:, None]), axis=-1))
@@ -48,6 +48,7 @@ class Head:
         total_C = jnp.sum(jnp.exp(z_CV - top_C[:, None]), axis=-1)
         # One device has the target; the others, whose part it is not in, add 0.
         V = z_CV.shape[1]
+        targets_C = targets_C - self.first(V)
         found_C = jnp.take_along_axis(z_CV, jnp.clip(targets_C, 0, V - 1)[:, None], axis=-1)[:, 0]
         found_C = jnp.where((targets_C >= 0) & (targets_C < V), found_C, 0.0)
         total_C, found_C = jax.lax.psum(jnp.stack([total_C, found_C]), self.peers)
@@ -83,7 +84,8 @@ def losses_and_gradients(
         log_total_C, target_C = spec.normalise(z_CV, targets_C)
         # d loss / d z = weight * (p * (1 + 2 z_loss logsumexp) - onehot)
         p_weight_C = weights_C * (1.0 + 2.0 * spec.z_loss * log_total_C)
-        is_target_CV = jnp.arange(z_CV.shape[1])[None] == targets_C[:, None]
+        V = z_CV.shape[1]
+        is_target_CV = jnp.arange(V)[None] == (targets_C - spec.first(V))[:, None]
         d_z_CV = jnp.exp(z_CV - log_total_C[:, None]) * p_weight_C[:, None]
         d_z_CV = d_z_CV - jnp.where(is_target_CV, weights_C[:, None], 0.0)
         if spec.softcap is not None:

@@ -97,13 +97,12 @@ def _stages(layout: Layout) -> tuple[str, ...]:
 def _flat(
     hidden: jax.Array, stored: jax.Array, targets: jax.Array, spec: Head, layout: Layout
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """This device's tokens [N, D], its head with D whole, and its targets [N], counted from its first entry."""
+    """This device's tokens [N, D], its part of the head with D whole, and its targets [N]."""
     hidden = _enter(hidden, layout)
     head = stored.astype(hidden.dtype)  # half the bytes travel
     if shared := layout.axes("embed"):
         head = jax.lax.all_gather(head, shared, axis=1 if spec.is_VD else 0, tiled=True)
-    first = spec.first(head.shape[0 if spec.is_VD else 1])
-    return hidden.reshape(-1, hidden.shape[-1]), head, (targets - first).reshape(-1)
+    return hidden.reshape(-1, hidden.shape[-1]), head, targets.reshape(-1)
 
 
 def _enter(x: jax.Array, layout: Layout) -> jax.Array:
