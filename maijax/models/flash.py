@@ -169,7 +169,7 @@ def _tiled(q: Part, k: Part, rule: Rule) -> tuple[_Tiling, Part, Part]:
 
 
 def look(q: Part, k: Part, rule: Rule) -> tuple[jax.Array, jax.Array]:
-    """What the queries see of these keys alone: o_BGRSK float32, and the log of its softmax's sum, float32 [B, G, R, S].
+    """What the queries see of these keys alone: o_BGRSK, and the log of its softmax's sum [B, G, R, S], both float32.
 
     A query that sees none of them gets 0 and the log `FLOOR`; `merge` adds up the looks at several sets of keys.
     Source: Dao et al. 2022, "FlashAttention".
@@ -196,8 +196,9 @@ def look(q: Part, k: Part, rule: Rule) -> tuple[jax.Array, jax.Array]:
             state = jax.lax.fori_loop(first, last, keys, state)
         o, top, total = state
         total = jnp.where(total == 0, 1.0, total)
-        outs, logs = done
-        return tiling.queries.put(outs, o / total[..., None], n, 3), tiling.queries.put(logs, top + jnp.log(total), n, 3)
+        found = (o / total[..., None], top + jnp.log(total))
+        outs, logs = (tiling.queries.put(x, tile, n, 3) for x, tile in zip(done, found, strict=True))
+        return outs, logs
 
     done = (jnp.zeros(q_BGRSK.shape, jnp.float32), jnp.zeros(q_BGRSK.shape[:-1], jnp.float32))
     tiles = tiling.queries.pieces * tiling.queries.tiles

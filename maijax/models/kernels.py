@@ -11,8 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
 
 from maijax.models import flash
 from maijax.models.attention import attend
@@ -101,17 +99,20 @@ def splash_attention(
     The kernel's plan of which blocks to visit is made for all devices, and each takes its own part of it.
     A query must see at least one key, as every token sees itself. ``interpret``: on CPU, for tests.
     """
+    # Here and not above: loading Pallas takes half a second, which no other platform has need of.
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
     S, T, heads = q_BSHK.shape[1], k_BTGK.shape[1], q_BSHK.shape[2]
     devices, per_device = pieces.shape
     length = S // per_device
     # One class for both: a causal mask is a window without an older end.
     before = None if rule.window is None else rule.window - 1
-    mask = splash_mask.LocalMask((devices * S, T), (before, 0), 0)
+    mask = splash.LocalMask((devices * S, T), (before, 0), 0)
     mask.q_sequence = (pieces.reshape(-1, 1) * length + np.arange(length)).reshape(-1).astype(np.int32)
     q_block, k_block = _splash_block(S), _splash_block(T)
     assert q_block is not None and k_block is not None
     kernel = splash.make_splash_mha(
-        splash_mask.MultiHeadMask([mask] * heads),
+        splash.MultiHeadMask([mask] * heads),
         block_sizes=splash.BlockSizes(
             block_q=q_block, block_kv=k_block, block_q_dkv=q_block, block_kv_dkv=k_block, block_q_dq=q_block,
             block_kv_dq=k_block,

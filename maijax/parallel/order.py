@@ -1,4 +1,4 @@
-"""In which order the tokens of a row lie on the devices of the mesh's context axis: dealt out so that all have equal work.
+"""The order in which a row's tokens lie on the devices of the mesh's context axis, which gives all equal work.
 
 A later token sees more keys than an earlier one. The row is cut in 2 C pieces for C devices; device i holds pieces
 i and 2 C - 1 - i, an early one and a late one.

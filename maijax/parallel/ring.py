@@ -42,7 +42,7 @@ def _onward(tree: Any, ways: int) -> Any:
     return jax.tree.map(lambda x: jax.lax.ppermute(x, "context", routes), tree)
 
 
-def _at(segments: jax.Array | None, step: jax.Array | int, ways: int, tokens: int) -> tuple[jax.Array | None, jax.Array]:
+def _at(segments: Any, step: Any, ways: int, tokens: int) -> tuple[Any, jax.Array]:
     """Segments, and where the pieces start that are here after so many steps."""
     device = (jax.lax.axis_index("context") - step) % ways
     return segments, starts(device, ways, tokens // 2)
