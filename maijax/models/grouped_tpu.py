@@ -11,7 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-_ROWS, _WIDE = (512, 256, 128), (1024, 512)  # sizes of tiles, largest first
+_ROWS = (512, 256, 128)  # of a tile, largest first
+_WIDE = 2048  # bytes of a tile's row at most: more, and the 16 MiB of a v5e's fast memory overflow
 
 
 def dot(x_PI: jax.Array, w_EIO: jax.Array, sizes_E: jax.Array, *, interpret: bool = False) -> jax.Array:
@@ -28,7 +29,7 @@ def gradients(
     dx_PI = _rows_dot(g_PO, w_EIO, sizes_E, interpret, transpose=True)
     size = _tile_of_rows(x_PI.shape[0], sizes_E.shape[0])
     x_PI, g_PO = _padded(x_PI, size), _padded(g_PO, size)
-    tiling = (size, _tile(x_PI.shape[1]), _tile(g_PO.shape[1]))
+    tiling = (size, _tile(x_PI.shape[1], x_PI.dtype), _tile(g_PO.shape[1], x_PI.dtype))
     dw_EIO = tgmm(x_PI.T, g_PO, sizes_E, w_EIO.dtype, tiling, interpret=interpret)
     return dx_PI, dw_EIO
 
@@ -40,7 +41,7 @@ def _rows_dot(
 
     rows, wide = x_PI.shape
     size = _tile_of_rows(rows, sizes_E.shape[0])
-    tiling = (size, _tile(wide), _tile(w.shape[1 if transpose else 2]))
+    tiling = (size, _tile(wide, x_PI.dtype), _tile(w.shape[1 if transpose else 2], x_PI.dtype))
     out_PO: Any = gmm(
         _padded(x_PI, size), w, sizes_E, x_PI.dtype, tiling, transpose_rhs=transpose, interpret=interpret
     )
@@ -54,11 +55,12 @@ def _tile_of_rows(rows: int, groups: int) -> int:
     return next((size for size in _ROWS if 2 * size * groups <= rows), _ROWS[-1])
 
 
-def _tile(size: int) -> int:
+def _tile(size: int, dtype: Any) -> int:
     """The whole dim if it is small, else the largest tile that divides it, else one with a rest."""
-    if size <= _WIDE[0]:
+    most = _WIDE // jnp.dtype(dtype).itemsize
+    if size <= most:
         return size
-    return next((tile for tile in range(_WIDE[0], _WIDE[1] - 1, -128) if size % tile == 0), _WIDE[0])
+    return next((tile for tile in range(most, most // 2 - 1, -128) if size % tile == 0), most)
 
 
 def _padded(rows: jax.Array, size: int) -> jax.Array:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from maijax.config import MoEConfig
 from maijax.models.grouped import Kernels, grouped_dot
 from maijax.models.mlp import Activation, activate
-from maijax.parallel.experts import mixture
+from maijax.parallel.experts import by_token, mixture
 from maijax.parallel.sharding import spread
 
 
@@ -44,7 +44,7 @@ def route(x_BSD: jax.Array, w_router_DE: jax.Array, bias_E: jax.Array, moe: MoEC
     )
     scores_BSE = jax.nn.sigmoid(logits_BSE)
     biased_BSE = jax.lax.stop_gradient(scores_BSE + bias_E.astype(jnp.float32)[None, None])
-    _, experts_BSC = jax.lax.top_k(biased_BSE, moe.top_k)
+    experts_BSC = _highest(biased_BSE, moe.top_k)
     chosen_BSC = jnp.take_along_axis(scores_BSE, experts_BSC, axis=-1)
     # A sigmoid in float32 can reach 0 for every choice; the least normal number keeps 0/0 away.
     total_BS1 = jnp.maximum(jnp.sum(chosen_BSC, axis=-1, keepdims=True), jnp.finfo(jnp.float32).tiny)
@@ -64,7 +64,7 @@ def router_stats(routing: Routing, valid_BS: jax.Array | None, moe: MoEConfig) -
     mask_BS1 = valid_BS.astype(jnp.float32)[:, :, None]
     tokens_B1 = jnp.maximum(jnp.sum(mask_BS1, axis=1), 1.0)
 
-    _, preferred_BSC = jax.lax.top_k(jax.lax.stop_gradient(scores_BSE), moe.top_k)
+    preferred_BSC = _highest(jax.lax.stop_gradient(scores_BSE), moe.top_k)
     hits_BE = jnp.sum(_one_hot_sum(preferred_BSC, moe.num_experts) * mask_BS1, axis=1)
     f_BE = moe.num_experts / moe.top_k * hits_BE / tokens_B1  # eq. 18
     shares_BSE = scores_BSE / jnp.maximum(
@@ -76,6 +76,10 @@ def router_stats(routing: Routing, valid_BS: jax.Array | None, moe: MoEConfig) -
     return RouterStats(
         balance_loss=jnp.sum(f_BE * p_BE) / batch, load_E=counts_E / (batch * length * moe.top_k)
     )
+
+
+def _highest(scores_BSE: jax.Array, count: int) -> jax.Array:
+    return by_token(lambda scores: jax.lax.top_k(scores, count)[1], scores_BSE)
 
 
 def _one_hot_sum(experts_BSC: jax.Array, num_experts: int) -> jax.Array:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from maijax.parallel.sharding import Layout
+from maijax.parallel.sharding import Layout, spread
 
 Weights = tuple[jax.Array, jax.Array, jax.Array]  # w_gate_EDM, w_up_EDM, w_down_EMD
 
@@ -34,6 +35,17 @@ class Whole(Protocol):
     def __call__(
         self, x_TD: jax.Array, experts_TC: jax.Array, gates_TC: jax.Array, /, *weights: jax.Array
     ) -> jax.Array: ...
+
+
+def by_token(function: Callable[[jax.Array], jax.Array], x_BSE: jax.Array) -> jax.Array:
+    """The function of each token's numbers, computed where the token is.
+
+    For sorts: the compiler would bring all tokens to every device.
+    """
+    if (layout := spread()) is None:
+        return function(x_BSE)
+    where = layout.spec(("batch", "residual_sequence", None), x_BSE.shape, "tokens of a mixture")
+    return jax.shard_map(function, mesh=layout.mesh, in_specs=where, out_specs=where, check_vma=False)(x_BSE)
 
 
 def mixture(
