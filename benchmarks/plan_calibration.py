@@ -12,6 +12,7 @@ import dataclasses
 from benchmarks.published import RUNS, Run
 from maijax import registry
 from maijax.config import DataConfig, Experiment, OptimConfig, SourceConfig, TrainConfig
+from maijax.hardware import Topology
 from maijax.plan import arithmetic, work
 from maijax.plan.arithmetic import Estimate
 
@@ -28,16 +29,22 @@ def experiment(run: Run) -> Experiment:
 
 
 def parts(run: Run) -> tuple[work.Part, ...]:
+    """Products of the run's shape; experts whose rows are padded to be equal are plain products."""
     scale = {"scores": run.scores, "experts": run.capacity}
+    plain = run.capacity > 1
     return tuple(
-        dataclasses.replace(part, forward=part.forward * scale.get(part.name, 1.0))
+        dataclasses.replace(
+            part, forward=part.forward * scale.get(part.name, 1.0),
+            name="experts, plain" if part.name == "experts" and plain else part.name,
+        )
         for part in work.parts(run.model, run.seq, run.rerun)
     )
 
 
-def estimate(run: Run) -> Estimate:
+def estimate(run: Run, topology: Topology | None = None) -> Estimate:
     """The model's answer, with the shape's own FLOPs for what the configuration cannot say."""
-    found = arithmetic.estimate(experiment(run), registry.topology(run.topology, run.slices), parts(run))
+    topology = topology or registry.topology(run.topology, run.slices)
+    found = arithmetic.estimate(experiment(run), topology, parts(run))
     extra = sum(p.useful for p in work.parts(run.model, run.seq) if p.name == "scores") * (run.scores - 1)
     seen = work.visible_keys(run.model, run.seq) / run.seq
     return dataclasses.replace(
@@ -46,18 +53,18 @@ def estimate(run: Run) -> Estimate:
     )
 
 
-def compare(run: Run) -> tuple[float, float]:
+def compare(run: Run, topology: Topology | None = None) -> tuple[float, float]:
     """(MFU as published, MFU as modelled), both in the run's own way of counting (causal if it gives tokens)."""
-    found = estimate(run)
+    found = estimate(run, topology)
     peak = found.topology.chip.peak_flops
     if run.unit == "tokens":
         return run.figure * found.flops_per_token / peak, found.mfu
     return run.figure * 1e12 / peak, found.full_mfu if run.unit == "full" else found.mfu
 
 
-def error(run: Run) -> float:
+def error(run: Run, topology: Topology | None = None) -> float:
     """Relative, of the model."""
-    published, modelled = compare(run)
+    published, modelled = compare(run, topology)
     return modelled / published - 1
 
 
@@ -76,10 +83,36 @@ def table() -> list[str]:
     return lines
 
 
+def fit(rounds: int = 8) -> dict[str, float]:
+    """Each constant from its run, in turn until they agree; the model's answer grows with each of them."""
+    chips = registry.chips()
+    found = {run.fits: 0.6 for run in RUNS if run.fits}
+
+    def measure(run: Run) -> float:
+        arithmetic.EXPERTS = found["EXPERTS"]
+        topology = registry.topology(run.topology, run.slices)
+        chip = topology.chip
+        same = {"h200": "h100", "b200": "h100"}.get(chip.name, chip.name)
+        chip = dataclasses.replace(chip, efficiency=found.get(same, chip.efficiency))
+        return error(run, dataclasses.replace(topology, chip=chip))
+
+    for _ in range(rounds):
+        for run in (run for run in RUNS if run.fits):
+            low, high = 0.01, 2.0
+            for _ in range(30):
+                found[run.fits] = (low + high) / 2
+                low, high = (low, found[run.fits]) if measure(run) > 0 else (found[run.fits], high)
+    assert chips.keys() >= found.keys() - {"EXPERTS"}
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.parse_args()
-    print("\n".join(table()))
+    parser.add_argument("--fit", action="store_true", help="find the constants again, and print them")
+    if parser.parse_args().fit:
+        print("\n".join(f"{name:<8} {value:.3f}" for name, value in fit().items()))
+    else:
+        print("\n".join(table()))
 
 
 if __name__ == "__main__":

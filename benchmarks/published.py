@@ -8,6 +8,7 @@ An MLP of two matrices is written as a gated one of two thirds the width, which 
 """
 
 import dataclasses
+import math
 from typing import Literal
 
 from maijax.config import AttentionConfig, MeshConfig, ModelConfig, MoEConfig
@@ -32,7 +33,7 @@ class Run:
     rerun: frozenset[str] | None = None  # None: as model.remat says
     scores: float = 1.0
     capacity: float = 1.0
-    fits: str = ""  # the constant that this run was used to fit; "": a test
+    fits: str = ""  # the constant that this run fits, a chip's efficiency by the chip's name; "": a test
     outside: str = ""  # why the model does not claim to speak for it
 
 
@@ -55,6 +56,7 @@ LLAMA_405B = dense(126, 16_384, 128, 8, 53_248, 128_256)
 LLAMA2_70B = dense(80, 8_192, 64, 8, 28_672, 32_000)
 GPT3 = dense(96, 12_288, 96, 96, 32_768, 50_304)
 # MaxText's global_parameter_scale; multi-head attention, vocabulary 32,000.
+MAXTEXT_16B = dense(32, 4_096, 64, 64, 28_672, 32_000)
 MAXTEXT_32B = dense(32, 8_192, 64, 64, 28_672, 32_000, "dots")
 MAXTEXT_64B = dense(64, 8_192, 64, 64, 28_672, 32_000, "dots")
 MAXTEXT_128B = dense(64, 8_192, 128, 128, 57_344, 32_000, "dots")
@@ -76,15 +78,19 @@ MLA = 160 / 96
 GPT_OSS_120B = dense(36, 2_880, 64, 8, 2_880, 201_088, "none", hd=64,
                      moe=MoEConfig(num_experts=128, top_k=4, d_ff=2_880))
 
-_README = "MaxText configs/v5p/README and scripts"
+_README = "MaxText configs/v5p/README and scripts, early 2024"
 _RECIPE = "tpu-recipes training/"
-_CORE = "Megatron-Core r0.8 weak scaling table; micro-batch of 1 and interleaving to one layer assumed"
+_CORE = "Megatron-Core r0.8 weak scaling table"  # says neither micro-batch (here 1) nor interleaving (here none)
 
 
-def _maxtext(name, topology, model, tensor, rows, figure, slices=1, **other) -> Run:
-    chips = {"4x4x4": 64, "4x4x8": 128, "4x8x8": 256, "8x8x8": 512, "8x8x16": 1_024, "8x16x16": 2_048}[topology]
+def _again(model: ModelConfig, remat: Literal["none", "full", "dots"]) -> ModelConfig:
+    return dataclasses.replace(model, remat=remat)
+
+
+def _maxtext(name, shape, model, tensor, rows, figure, slices=1, chip="v5p", **other) -> Run:
+    chips = math.prod(map(int, shape.split("x")))
     return Run(
-        name=f"MaxText {name}", topology=f"v5p:{topology}", slices=slices, model=model,
+        name=f"MaxText {name}", topology=f"{chip}:{shape}", slices=slices, model=model,
         mesh=MeshConfig(replica=slices, data=1, fsdp=chips // tensor, tensor=tensor), batch=rows * chips * slices,
         seq=2_048, figure=figure, unit="full", source=_README, **other,
     )
@@ -93,13 +99,18 @@ def _maxtext(name, topology, model, tensor, rows, figure, slices=1, **other) -> 
 def _core(name, layers, d, heads, tensor, stages, gpus, batch, figure, **other) -> Run:
     return Run(
         name=f"Megatron {name}", topology=f"h100:{gpus}", model=megatron(layers, d, heads),
-        mesh=MeshConfig(stage=stages, data=48, tensor=tensor, microbatches=batch // 48 if stages > 1 else None,
-                        repeats=layers // stages if stages > 1 else 1),
+        mesh=MeshConfig(stage=stages, data=48, tensor=tensor, microbatches=batch // 48 if stages > 1 else None),
         batch=batch, seq=4_096, figure=figure, unit="full", source=_CORE, **other,
     )
 
 
 RUNS = (
+    _maxtext("16B", "16x16", MAXTEXT_16B, 1, 6, 120, chip="v5e", fits="v5e"),
+    _maxtext("32B", "16x16", _again(MAXTEXT_32B, "full"), 1, 4, 132, chip="v5e"),
+    _maxtext("64B", "16x16", _again(MAXTEXT_64B, "full"), 1, 2, 118, chip="v5e"),
+    _maxtext("128B", "16x16", MAXTEXT_128B, 16, 1, 110, chip="v5e"),
+    _maxtext("32B", "16x16", _again(MAXTEXT_32B, "full"), 1, 4, 119, 32, chip="v5e"),
+    _maxtext("64B", "16x16", _again(MAXTEXT_64B, "full"), 1, 2, 99, 32, chip="v5e"),
     _maxtext("32B", "4x4x4", MAXTEXT_32B, 4, 7, 328),
     _maxtext("64B", "4x4x4", MAXTEXT_64B, 4, 3, 323),
     _maxtext("128B", "4x4x8", MAXTEXT_128B, 8, 1, 315, fits="v5p"),
@@ -135,11 +146,11 @@ RUNS = (
         source=_RECIPE + "trillium/Llama3.1-70B-MaxText/v6e-128"),
     Run(name="Llama-3.1-8B", topology="v6e:16x16", model=LLAMA_8B, mesh=MeshConfig(data=1, fsdp=256), batch=1_024,
         seq=8_192, figure=7_207.3, unit="tokens", rerun=FULL - {"qkv", "out"},
-        source=_RECIPE + "trillium/Llama3.1-8B-MaxText/v6e-256"),
+        source=_RECIPE + "trillium/Llama3.1-8B-MaxText/v6e-256", fits="v6e"),
     Run(name="Llama-2-70B", topology="v6e:16x16", model=LLAMA2_70B, mesh=MeshConfig(data=1, fsdp=256), batch=512,
         seq=4_096, figure=905.0, unit="tokens", rerun=FULL - {"qkv"}, source=_RECIPE + "trillium/Llama2-70B-MaxText"),
     Run(name="GPT3-175B", topology="v6e:16x16", model=GPT3, mesh=MeshConfig(data=1, fsdp=256), batch=768, seq=2_048,
-        figure=358.0, unit="tokens", source=_RECIPE + "trillium/GPT3-175B-MaxText/bf16", fits="v6e"),
+        figure=358.0, unit="tokens", source=_RECIPE + "trillium/GPT3-175B-MaxText/bf16"),
     Run(name="Llama-3.1-405B", topology="v6e:16x16", slices=2, model=LLAMA_405B,
         mesh=MeshConfig(replica=2, data=1, fsdp=256), batch=512, seq=8_192, figure=149.5, unit="tokens",
         source=_RECIPE + "trillium/Llama3.1-405B-MaxText; weights shared over both slices, here copied"),
@@ -169,7 +180,7 @@ RUNS = (
     _core("314B", 96, 16_384, 128, 8, 8, 3_072, 1_536, 474.4),
     _core("462B", 112, 18_432, 144, 8, 16, 6_144, 3_072, 459.9),
     Run(name="Megatron Mixtral-8x7B", topology="h100:64",
-        model=dataclasses.replace(MIXTRAL_8X7B, remat="none"),
+        model=_again(MIXTRAL_8X7B, "none"),
         mesh=MeshConfig(stage=4, data=2, expert=8, microbatches=16, repeats=8, exchange_room=1.0), batch=256,
         seq=4_096, figure=468.0, unit="full", rerun=frozenset(),
         source="Megatron-LM megatron/core/transformer/moe/README (MCore v0.9; mapping of its reference table)"),
@@ -181,8 +192,8 @@ RUNS = (
         rerun=frozenset({"gate_up"}), source="gpu-recipes a3ultra/maxtext-configs/llama-3.1-70b-256gpus-a3u-bf16"),
     Run(name="MaxText Llama-3.1-405B", topology="b200:256", model=LLAMA_405B, mesh=MeshConfig(data=2, fsdp=128),
         batch=512, seq=8_192, figure=1_520.0, unit="full",
-        source="gpu-recipes a4/maxtext-configs/llama3-1-405b-256gpus-a4-bf16", fits="b200"),
-    Run(name="torchtitan Llama-3.1-8B", topology="h100:8", model=dataclasses.replace(LLAMA_8B, remat="dots"),
+        source="gpu-recipes a4/maxtext-configs/llama3-1-405b-256gpus-a4-bf16"),
+    Run(name="torchtitan Llama-3.1-8B", topology="h100:8", model=_again(LLAMA_8B, "dots"),
         mesh=MeshConfig(data=1, fsdp=8), batch=16, seq=8_192, figure=6_667.0, unit="tokens",
         source="torchtitan benchmarks/llama3_h100_202412", outside="cards held to 500 W, memory of 2.4 TB/s"),
     Run(name="torchtitan Llama-3.1-70B", topology="h100:256", model=LLAMA_70B,

@@ -19,12 +19,14 @@ from maijax.hardware import Topology
 from maijax.plan import work
 from maijax.plan.links import Links, lay
 from maijax.plan.memory import Bytes, memory
-from maijax.plan.traffic import Collective, padded_layers, traffic
+from maijax.plan.traffic import Collective, padded_layers, share, traffic
 
 # Fitted together with the chips' efficiencies, each to one published run; benchmarks/plan_calibration.py.
 SCORES = 0.65  # of a matmul's efficiency that attention kernels reach
-EXPERTS = 0.65  # of a matmul's efficiency that products grouped by expert reach, uneven loads included
-OVERLAP = 0.75  # of the collectives' time that can hide behind products
+EXPERTS = 0.67  # of a matmul's efficiency that products grouped by expert reach, uneven loads included
+HIDDEN_EARLY = 0.5  # of the time of weights' and gradients' collectives that can hide behind products
+HIDDEN_LATE = 0.0  # as much of the activations', which wait for one product and are waited for by the next
+TILE = {"tpu": 512, "gpu": 128}  # rows of a grouped kernel's tile: an expert's run of rows ends in a part of one
 USABLE = 0.94  # of a device's memory that a plan may fill; the rest is the compiler's and the runtime's
 
 _DAY = 86_400
@@ -148,7 +150,7 @@ def _times(
 
     needed = again = 0.0
     for part in parts:
-        rate = chip.device_flops * efficiency(model, links.topology, part.name)
+        rate = chip.device_flops * efficiency(experiment, links, part.name)
         layers = padding if part.share == "layers" else 1.0
         needed += tokens * layers * (part.forward + part.backward) / rate
         again += tokens * layers * part.forward / rate if part.rerun else 0.0
@@ -159,19 +161,17 @@ def _times(
     busy = (needed + again) * turns
 
     early = sum(c.seconds for c in collectives if c.early)
-    late = sum(c.seconds * (turns if stages > 1 and c.kind != "permute" else 1.0) for c in collectives if not c.early)
-    hidden = min(OVERLAP * (early + late), busy)
-    exposed = (early + late - hidden) / (early + late) if early + late else 0.0
+    hidden = min(HIDDEN_EARLY * early, busy)
     found = [
         Seconds("products", needed), Seconds("products again (remat)", again),
         Seconds("memory traffic beside products", beside), Seconds("optimizer", update),
         Seconds("idle in the pipeline", (needed + again + beside) * (turns - 1)),
     ]
-    for kind in dict.fromkeys(c.what for c in collectives):
-        mine = [c for c in collectives if c.what == kind]
-        grown = turns if stages > 1 and not mine[0].early and mine[0].kind != "permute" else 1.0
+    for what, is_early in dict.fromkeys((c.what, c.early) for c in collectives):
+        mine = [c for c in collectives if c.what == what]
         axes = ", ".join(dict.fromkeys(a for c in mine for a in c.axes))
-        found.append(Seconds(f"{kind}, over {axes}", exposed * grown * sum(c.seconds for c in mine)))
+        shown = (1 - hidden / early) if is_early else (1 - HIDDEN_LATE) * turns
+        found.append(Seconds(f"{what}, over {axes}", shown * sum(c.seconds for c in mine)))
     return tuple(part for part in found if part.seconds)
 
 
@@ -180,11 +180,15 @@ def _share_of_state(links: Links) -> float:
     return 1 / math.prod(links.mesh[a] for a in MESH_AXES if a not in ("replica", "data"))
 
 
-def efficiency(model: ModelConfig, topology: Topology, part: str) -> float:
+def efficiency(experiment: Experiment, links: Links, part: str) -> float:
     """Share of the peak that a part's products reach."""
-    chip = topology.chip
+    model, chip = experiment.model, links.topology.chip
     if part == "scores":
         # A head narrower than the matrix unit leaves part of it idle.
         filled = model.attention.head_dim / chip.matrix
         return chip.efficiency * SCORES * filled / math.ceil(filled)
-    return chip.efficiency * (EXPERTS if part == "experts" else 1.0)
+    if part != "experts" or model.moe is None or model.moe.num_experts == links.mesh["expert"]:
+        return chip.efficiency
+    here = share(experiment, links.mesh)
+    rows = here.rows * here.length * links.mesh["expert"] * model.moe.top_k / model.moe.num_experts
+    return chip.efficiency * EXPERTS * rows / (rows + TILE[chip.platform])

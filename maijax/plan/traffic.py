@@ -98,7 +98,7 @@ def traffic(experiment: Experiment, links: Links, width: int = 2) -> list[Collec
     found += _experts(experiment, mesh, part, collective, width)
     if mesh["stage"] > 1:
         size = width * part.rows * part.length / mesh["tensor"] * experiment.model.d_model
-        turns = (part.micro + mesh["stage"] - 1) * experiment.mesh.repeats * part.passes
+        turns = part.micro * experiment.mesh.repeats * part.passes
         found += collective("to the next stage", "permute", ("stage",), size, 2 * turns)
     return found
 
