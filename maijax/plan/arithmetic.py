@@ -14,11 +14,12 @@ import math
 from collections.abc import Mapping
 
 from maijax import scaling
-from maijax.config import MESH_AXES, Experiment, ModelConfig
+from maijax.config import Experiment, ModelConfig
 from maijax.hardware import Topology
 from maijax.plan import work
+from maijax.plan.held import groups, ways
 from maijax.plan.links import Links, lay
-from maijax.plan.memory import Bytes, memory
+from maijax.plan.memory import Bytes, memory, peak
 from maijax.plan.traffic import Collective, padded_layers, share, traffic
 
 # Fitted together with the chips' efficiencies, each to one published run; benchmarks/plan_calibration.py.
@@ -26,7 +27,8 @@ SCORES = 0.65  # of a matmul's efficiency that attention kernels reach
 EXPERTS = 0.67  # of a matmul's efficiency that products grouped by expert reach, uneven loads included
 HIDDEN_EARLY = 0.5  # of the time of weights' and gradients' collectives that can hide behind products
 HIDDEN_LATE = 0.0  # as much of the activations', which wait for one product and are waited for by the next
-TILE = {"tpu": 512, "gpu": 128}  # rows of a grouped kernel's tile: an expert's run of rows ends in a part of one
+# Rows of a grouped kernel's tile, the largest of which an expert has two: a tile in which two meet is computed twice.
+TILES = {"tpu": (512, 256, 128), "gpu": (128,)}
 USABLE = 0.94  # of a device's memory that a plan may fill; the rest is the compiler's and the runtime's
 
 _DAY = 86_400
@@ -87,7 +89,7 @@ class Estimate:
     @property
     def peak_bytes(self) -> float:
         """Of memory on one device."""
-        return sum(use.size for use in self.memory)
+        return peak(self.memory)
 
     @property
     def fits(self) -> bool:
@@ -156,8 +158,8 @@ def _times(
         again += tokens * layers * part.forward / rate if part.rerun else 0.0
     moved = tokens * work.elementwise_bytes(model, rerun=any(p.rerun for p in parts)) * padding
     beside = moved / (chip.hbm_bandwidth / chip.devices)
-    state = scaling.state_bytes(model, experiment.optim) * _share_of_state(links)
-    update = 2 * state / (chip.hbm_bandwidth / chip.devices)
+    state = sum(group.state / ways(mesh, group.at_rest(mesh)) for group in groups(model, experiment.optim))
+    update = 2 * state / (chip.hbm_bandwidth / chip.devices)  # read and written
     busy = (needed + again) * turns
 
     early = sum(c.seconds for c in collectives if c.early)
@@ -175,11 +177,6 @@ def _times(
     return tuple(part for part in found if part.seconds)
 
 
-def _share_of_state(links: Links) -> float:
-    """Roughly, of weights and optimizer state: what one device updates."""
-    return 1 / math.prod(links.mesh[a] for a in MESH_AXES if a not in ("replica", "data"))
-
-
 def efficiency(experiment: Experiment, links: Links, part: str) -> float:
     """Share of the peak that a part's products reach."""
     model, chip = experiment.model, links.topology.chip
@@ -191,4 +188,6 @@ def efficiency(experiment: Experiment, links: Links, part: str) -> float:
         return chip.efficiency
     here = share(experiment, links.mesh)
     rows = here.rows * here.length * links.mesh["expert"] * model.moe.top_k / model.moe.num_experts
-    return chip.efficiency * EXPERTS * rows / (rows + TILE[chip.platform])
+    tiles = TILES[chip.platform]
+    tile = next((size for size in tiles if rows >= 2 * size), tiles[-1])
+    return chip.efficiency * EXPERTS * rows / (rows + tile)
