@@ -1,9 +1,8 @@
 """Time, memory, traffic and cost of a training step, from values and few constants: no compiler, no device.
 
 A step's time is its products at the chip's efficiency, memory traffic beside them, the part of the collectives that
-does not hide behind products, and the pipeline's idle share. The constants below and `Chip.efficiency` are fitted to
-a few published runs and tested on others: see docs/plan.md. Figures of `Estimate` that are counts are exact, all
-that speak of time are a model's.
+does not hide behind products, and the pipeline's idle share. EXPERTS and each `Chip.efficiency` are fitted to one
+published run and tested on others; the other constants are round numbers: see docs/plan.md.
 """
 
 from __future__ import annotations
@@ -19,14 +18,14 @@ from maijax.hardware import Topology
 from maijax.plan import work
 from maijax.plan.held import groups, ways
 from maijax.plan.links import Links, lay
-from maijax.plan.memory import Bytes, memory, peak
+from maijax.plan.memory import Bytes, Kind, memory, peak
 from maijax.plan.traffic import Collective, padded_layers, share, traffic
 
-# Fitted together with the chips' efficiencies, each to one published run; benchmarks/plan_calibration.py.
 SCORES = 0.65  # of a matmul's efficiency that attention kernels reach
 EXPERTS = 0.67  # of a matmul's efficiency that products grouped by expert reach, uneven loads included
-HIDDEN_EARLY = 0.5  # of the time of weights' and gradients' collectives that can hide behind products
-HIDDEN_LATE = 0.0  # as much of the activations', which wait for one product and are waited for by the next
+# Of the time of weights' and gradients' collectives that hides behind products. Of the activations' none does: they
+# wait for one product, and the next waits for them.
+HIDDEN = 0.5
 # Rows of a grouped kernel's tile, the largest of which an expert has two: a tile in which two meet is computed twice.
 TILES = {"tpu": (512, 256, 128), "gpu": (128,)}
 USABLE = 0.94  # of a device's memory that a plan may fill; the rest is the compiler's and the runtime's
@@ -42,9 +41,17 @@ class Seconds:
     seconds: float
 
 
+# What a reader may take each figure for; memory says it of each use.
+KINDS: Mapping[str, Kind] = {
+    "tokens": "exact", "flops_per_token": "exact", "full_flops_per_token": "exact", "parts": "exact",
+    "collectives": "model", "times": "model", "step_seconds": "model", "tokens_per_chip": "model", "mfu": "model",
+    "full_mfu": "model", "days": "model", "cost": "model", "peak_bytes": "model", "fits": "model",
+}
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What a step takes. Kinds: FLOPs, tokens, traffic in bytes and `exact` memory are exact, the rest is a model."""
+    """What a step takes; `KINDS` says which figures are counts and which a model's."""
 
     topology: Topology
     mesh: Mapping[str, int]
@@ -98,10 +105,7 @@ class Estimate:
     @property
     def slowest(self) -> Seconds:
         """What takes most of the step beside the products that are needed anyway."""
-        return max((part for part in self.times if part.what not in NEEDED), key=lambda part: part.seconds)
-
-
-NEEDED = frozenset({"products"})
+        return max((part for part in self.times if part.what != "products"), key=lambda part: part.seconds)
 
 
 @functools.lru_cache(maxsize=64)
@@ -163,7 +167,7 @@ def _times(
     busy = (needed + again) * turns
 
     early = sum(c.seconds for c in collectives if c.early)
-    hidden = min(HIDDEN_EARLY * early, busy)
+    hidden = min(HIDDEN * early, busy)
     found = [
         Seconds("products", needed), Seconds("products again (remat)", again),
         Seconds("memory traffic beside products", beside), Seconds("optimizer", update),
@@ -172,7 +176,7 @@ def _times(
     for what, is_early in dict.fromkeys((c.what, c.early) for c in collectives):
         mine = [c for c in collectives if c.what == what]
         axes = ", ".join(dict.fromkeys(a for c in mine for a in c.axes))
-        shown = (1 - hidden / early) if is_early else (1 - HIDDEN_LATE) * turns
+        shown = (1 - hidden / early) if is_early else turns
         found.append(Seconds(f"{what}, over {axes}", shown * sum(c.seconds for c in mine)))
     return tuple(part for part in found if part.seconds)
 

@@ -20,7 +20,8 @@ from maijax.plan.links import lay
 from maijax.plan.memory import memory, peak
 
 _REMAT: tuple[Remat, ...] = ("none", "dots", "full")
-_MOST_STAGES, _MOST_CONTEXT = 16, 16
+_MOST_STAGES, _MOST_CONTEXT, _MOST_DATA = 16, 16, 8
+_LEAST_TOKENS = 2_048  # of a sequence on one device: less leaves attention's blocks too small
 _MICRO = (1, 2, 4, 8)  # micro-batches of the pipeline, in stages
 _REPEATS = (1, 2, 4)
 _GIB = 2**30
@@ -65,57 +66,59 @@ def search(experiment: Experiment, topology: Topology, best: int = 3, losers: in
     The batch, the sequence length and the model stay as they are.
     """
     fitting: list[Layout] = []
-    large: dict[tuple[str, ...], tuple[float, str, str]] = {}  # of each kind of split, the smallest
-    refused: dict[str, str] = {}
-    too_large = tried = count = 0
+    large: dict[tuple[str, ...], tuple[float, Loser]] = {}  # of each kind of split, the smallest
+    refused: dict[str, tuple[int, Loser]] = {}  # of each value that does not divide, how many and one of them
+    tried = too_large = 0
+    room = USABLE * topology.chip.device_hbm
     for mesh in splits(experiment, topology):
         sizes = mesh.shape(topology.devices)
-        for changed in _variants(experiment, mesh, sizes):
-            tried += 1
-            if problems := rules.problems(changed, sizes):
-                count += 1
-                refused.setdefault(problems[0].partition("; ")[0], _text(changed, sizes))
-                continue
-            uses = memory(changed, lay(topology, sizes))
-            needed = peak(uses)
-            if needed > USABLE * topology.chip.device_hbm:
+        links = lay(topology, sizes)
+        for family in _variants(experiment, mesh, sizes):
+            for changed in family:
+                tried += 1
+                if problems := rules.problems(changed, sizes):
+                    name = problems[0].partition(":")[0].partition("=")[0]
+                    count, first = refused.get(name, (0, Loser(text=_text(changed, sizes), why=problems[0])))
+                    refused[name] = (count + 1, first)
+                    break  # smaller micro-batches divide no better
+                uses = memory(changed, links)
+                if (needed := peak(uses)) <= room:
+                    fitting.append(Layout(experiment=changed, estimate=arithmetic.estimate(changed, topology)))
+                    break  # smaller micro-batches are no faster
                 too_large += 1
                 most = max(uses, key=lambda use: use.size)
-                why = (f"needs {needed / _GIB:.1f} GiB of {USABLE * topology.chip.device_hbm / _GIB:.1f}: "
-                       f"{most.what} {most.size / _GIB:.1f}")
-                kind = _kind(sizes)
-                large[kind] = min(large.get(kind, (math.inf, "", "")), (needed, _text(changed, sizes), why))
-                continue
-            found = arithmetic.estimate(changed, topology)
-            fitting.append(Layout(experiment=changed, estimate=found))
+                why = (f"needs {needed / _GIB:.1f} GiB of the {room / _GIB:.1f} there are, "
+                       f"{most.size / _GIB:.1f} for {most.what}")
+                least = large.get(_kind(sizes))
+                if least is None or needed < least[0]:
+                    large[_kind(sizes)] = (needed, Loser(text=_text(changed, sizes), why=why))
     fitting.sort(key=lambda layout: layout.estimate.step_seconds)
     kinds = {_kind(layout.estimate.mesh) for layout in fitting}
     reasons = [
         *_slower(fitting, best),
-        *(Loser(text=text, why=why) for kind, (_, text, why) in sorted(large.items(), key=lambda item: item[1][0])
-          if kind not in kinds),
-        *(Loser(text=text, why=why) for why, text in refused.items()),
+        *(loser for kind, (_, loser) in sorted(large.items(), key=lambda item: item[1][0]) if kind not in kinds),
+        *(dataclasses.replace(loser, why=loser.why + (f" (and {count - 1} more)" if count > 1 else ""))
+          for count, loser in refused.values()),
     ]
     return Found(
         best=tuple(fitting[:best]), losers=tuple(reasons[:losers]), tried=tried,
-        slower=max(0, len(fitting) - best), too_large=too_large, refused=count,
+        slower=max(0, len(fitting) - best), too_large=too_large, refused=sum(count for count, _ in refused.values()),
     )
 
 
 def splits(experiment: Experiment, topology: Topology) -> Iterator[MeshConfig]:
     """Meshes over the topology's devices: powers of two on each axis that can serve, the rest on fsdp.
 
-    `replica` crosses the slices and `data` stays 1 where fsdp can take all; tensor parallelism stays inside what fast
-    links join: an NVLink domain, or one or two axes of a torus.
+    `replica` crosses the slices; tensor parallelism stays inside what fast links join, an NVLink domain or one or two
+    axes of a torus.
     """
     model, train, chip = experiment.model, experiment.train, topology.chip
     devices = topology.devices // topology.slices
-    depth = model.num_layers - (model.moe.first_dense if model.moe else 0)
     fast = min(chip.domain, topology.shape[-1]) if chip.platform == "gpu" else 32
     choices = (
-        _powers(min(_MOST_STAGES, depth), devices),
+        _powers(min(_MOST_STAGES, _depth(experiment)), devices),
         _powers(model.moe.num_experts, devices) if model.moe else (1,),
-        _powers(min(_MOST_CONTEXT, train.seq_len // 4_096), devices),
+        _powers(min(_MOST_CONTEXT, train.seq_len // _LEAST_TOKENS), devices),
         _powers(min(fast, model.attention.num_heads), devices),
     )
     for stage, expert, context, tensor in itertools.product(*choices):
@@ -123,33 +126,37 @@ def splits(experiment: Experiment, topology: Topology) -> Iterator[MeshConfig]:
         if devices % used or (context > 1 and stage > 1):
             continue
         rest = devices // used
-        for data in _powers(rest, rest):
-            if data > 1 and rest // data < 2 and rest > 8:
-                continue
+        for data in sorted({*_powers(_MOST_DATA, rest), rest}):
             yield MeshConfig(
                 replica=topology.slices, stage=stage, data=data, fsdp=rest // data, expert=expert, context=context,
                 tensor=tensor, attention=experiment.mesh.attention, exchange_room=experiment.mesh.exchange_room,
             )
 
 
-def _variants(experiment: Experiment, mesh: MeshConfig, sizes: dict[str, int]) -> Iterator[Experiment]:
-    """The experiment on this mesh with each remat, and the accumulation or micro-batches that the batch allows."""
+def _variants(experiment: Experiment, mesh: MeshConfig, sizes: dict[str, int]) -> Iterator[Iterator[Experiment]]:
+    """The experiment on this mesh: for each remat and each way through the pipeline, by ever smaller micro-batches."""
     train = experiment.train
-    shares = math.prod(sizes[a] for a in rules.RULES["batch"])
-    rows = train.batch_size // shares
+    rows = train.batch_size // math.prod(sizes[a] for a in rules.RULES["batch"])
     for remat in _REMAT:
-        model = dataclasses.replace(experiment.model, remat=remat)
+        remade = dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, remat=remat), mesh=mesh)
         if mesh.stage == 1:
-            for accumulation in _powers(max(1, rows), max(1, rows)):
-                changed = dataclasses.replace(train, accumulation=accumulation)
-                yield dataclasses.replace(experiment, model=model, mesh=mesh, train=changed)
+            yield (
+                dataclasses.replace(remade, train=dataclasses.replace(train, accumulation=accumulation))
+                for accumulation in _powers(max(1, rows), max(1, rows))
+            )
             continue
-        changed = dataclasses.replace(train, accumulation=1)
-        depth = model.num_layers - (model.moe.first_dense if model.moe else 0)
-        for times, repeats in itertools.product(_MICRO, _REPEATS):
-            if (mesh.stage * repeats <= depth and times * mesh.stage <= rows) or times == repeats == 1:
-                piped = dataclasses.replace(mesh, microbatches=times * mesh.stage, repeats=repeats)
-                yield dataclasses.replace(experiment, model=model, mesh=piped, train=changed)
+        whole = dataclasses.replace(remade, train=dataclasses.replace(train, accumulation=1))
+        turns = [r for r in _REPEATS if r == 1 or mesh.stage * r <= _depth(experiment)]
+        for micro, repeats in itertools.product((times * mesh.stage for times in _MICRO), turns):
+            if micro <= rows or micro == mesh.stage:
+                piped = dataclasses.replace(mesh, microbatches=micro, repeats=repeats)
+                yield iter((dataclasses.replace(whole, mesh=piped),))
+
+
+def _depth(experiment: Experiment) -> int:
+    """Layers that a pipeline can share out."""
+    moe = experiment.model.moe
+    return experiment.model.num_layers - (moe.first_dense if moe else 0)
 
 
 def _powers(most: int, divides: int) -> tuple[int, ...]:
@@ -159,8 +166,8 @@ def _powers(most: int, divides: int) -> tuple[int, ...]:
 
 
 def _kind(sizes: dict[str, int]) -> tuple[str, ...]:
-    """Which axes a split uses, tensor's size said: layouts of one kind are told of once."""
-    return tuple(a for a in MESH_AXES if sizes[a] > 1)
+    """Which axes a split uses: of the losers of one kind, one is told of; copies of the weights make no kind."""
+    return tuple(a for a in MESH_AXES if sizes[a] > 1 and a not in ("replica", "data"))
 
 
 def _slower(fitting: list[Layout], best: int) -> Iterator[Loser]:
@@ -176,7 +183,7 @@ def _slower(fitting: list[Layout], best: int) -> Iterator[Loser]:
         more = max(layout.estimate.times, key=lambda part: part.seconds - usual.get(part.what, 0.0))
         slower = layout.estimate.step_seconds / first.step_seconds - 1
         gap = more.seconds - usual.get(more.what, 0.0)
-        yield Loser(text=layout.text, why=f"{slower:.0%} slower: {more.what} +{gap:.2g} s")
+        yield Loser(text=layout.text, why=f"{slower:.0%} slower: {gap:.2g} s more for {more.what}")
 
 
 def _text(experiment: Experiment, sizes: dict[str, int]) -> str:

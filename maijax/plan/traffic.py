@@ -15,6 +15,7 @@ from maijax.plan.links import Kind, Links
 from maijax.rules import RULES
 
 BATCH = RULES["batch"]
+_START = 1e-5  # seconds until a collective's first bytes move; what keeps small models on few devices
 REST = RULES["embed"]  # what shares out a weight's rows at rest, and gathers them at use
 
 
@@ -79,7 +80,7 @@ def traffic(experiment: Experiment, links: Links, width: int = 2) -> list[Collec
         if axes and size and count:
             yield Collective(
                 what=what, kind=kind, axes=axes, bytes=count * links.moved(kind, axes, size),
-                seconds=count * links.seconds(kind, axes, size), early=early,
+                seconds=count * (links.seconds(kind, axes, size) + _START), early=early,
             )
 
     found: list[Collective] = []
@@ -111,10 +112,12 @@ def _weights(experiment: Experiment, mesh: Mapping[str, int], part: Share, colle
     for (what, gathered, copies), size in sums.items():
         # Under remat the backward pass gathers again; a pipeline keeps its stage's weights for the whole step.
         times = 2 if what == "weights" and experiment.model.remat != "none" else 1
-        yield from collective(what, "all-gather", gathered, width * size, times * part.passes, True)
-        yield from collective(f"gradients of {what}", "reduce-scatter", gathered, width * size, part.passes, True)
-        kept = width * size / ways(mesh, gathered)
-        yield from collective(f"gradients of {what}, copies", "all-reduce", copies, kept, part.passes, True)
+        layers = 1 if what == "head" else experiment.model.num_layers
+        each, count = width * size / layers, part.passes * layers
+        yield from collective(what, "all-gather", gathered, each, times * count, True)
+        yield from collective(f"gradients of {what}", "reduce-scatter", gathered, each, count, True)
+        kept = each / ways(mesh, gathered)
+        yield from collective(f"gradients of {what}, copies", "all-reduce", copies, kept, count, True)
 
 
 def _tensor(experiment: Experiment, mesh: Mapping[str, int], part: Share, collective, width: int):  # noqa: ANN001, ANN202
