@@ -11,7 +11,7 @@ import dataclasses
 import math
 from typing import Literal
 
-from maijax.config import AttentionConfig, MeshConfig, ModelConfig, MoEConfig
+from maijax.config import AttentionConfig, MeshConfig, ModelConfig, MoEConfig, Remat
 
 FULL = frozenset({"qkv", "scores", "out", "router", "gate_up", "experts"})
 
@@ -51,7 +51,7 @@ class Compiled:
     peak: float  # GiB on one device
 
 
-def dense(layers: int, d: int, heads: int, kv: int, d_ff: int, vocab: int, remat: str = "full", hd: int = 128,
+def dense(layers: int, d: int, heads: int, kv: int, d_ff: int, vocab: int, remat: Remat = "full", hd: int = 128,
           **other) -> ModelConfig:
     attention = AttentionConfig(num_heads=heads, kv_heads=kv, head_dim=hd)
     return ModelConfig(
@@ -97,7 +97,7 @@ _RECIPE = "tpu-recipes training/"
 _CORE = "Megatron-Core r0.8 weak scaling table"  # says neither micro-batch (here 1) nor interleaving (here none)
 
 
-def _again(model: ModelConfig, remat: Literal["none", "full", "dots"]) -> ModelConfig:
+def _again(model: ModelConfig, remat: Remat) -> ModelConfig:
     return dataclasses.replace(model, remat=remat)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from maijax import rules
 from maijax.config import MESH_AXES, Experiment, MeshConfig, Remat
@@ -133,7 +133,7 @@ def splits(experiment: Experiment, topology: Topology) -> Iterator[MeshConfig]:
             )
 
 
-def _variants(experiment: Experiment, mesh: MeshConfig, sizes: dict[str, int]) -> Iterator[Iterator[Experiment]]:
+def _variants(experiment: Experiment, mesh: MeshConfig, sizes: Mapping[str, int]) -> Iterator[Iterator[Experiment]]:
     """The experiment on this mesh: for each remat and each way through the pipeline, by ever smaller micro-batches."""
     train = experiment.train
     rows = train.batch_size // math.prod(sizes[a] for a in rules.RULES["batch"])
@@ -165,7 +165,7 @@ def _powers(most: int, divides: int) -> tuple[int, ...]:
     return tuple(size for size in found if divides % size == 0)
 
 
-def _kind(sizes: dict[str, int]) -> tuple[str, ...]:
+def _kind(sizes: Mapping[str, int]) -> tuple[str, ...]:
     """Which axes a split uses: of the losers of one kind, one is told of; copies of the weights make no kind."""
     return tuple(a for a in MESH_AXES if sizes[a] > 1 and a not in ("replica", "data"))
 
@@ -186,7 +186,7 @@ def _slower(fitting: list[Layout], best: int) -> Iterator[Loser]:
         yield Loser(text=layout.text, why=f"{slower:.0%} slower: {gap:.2g} s more for {more.what}")
 
 
-def _text(experiment: Experiment, sizes: dict[str, int]) -> str:
+def _text(experiment: Experiment, sizes: Mapping[str, int]) -> str:
     words = [f"{axis} {sizes[axis]}" for axis in MESH_AXES if sizes[axis] > 1] or ["one device"]
     words.append(f"remat {experiment.model.remat}")
     if experiment.train.accumulation > 1:
