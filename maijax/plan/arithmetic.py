@@ -121,8 +121,9 @@ def estimate(
 ) -> Estimate:
     """A step of the experiment on its mesh over the topology's devices; assumes that `rules.problems` has none.
 
-    `parts` stands in for shapes and remat that the values cannot say. Raises UserError if the mesh does not fit the
-    devices.
+    Compute is bfloat16, as chips do it best, unless the model says float32: then as many bytes more move, while
+    products keep the bfloat16 peak. `parts` stands in for shapes and remat that the values cannot say.
+    Raises UserError if the mesh does not fit the devices.
     """
     model, train = experiment.model, experiment.train
     mesh = experiment.mesh.shape(topology.devices)
@@ -132,17 +133,18 @@ def estimate(
         if model.moe and mesh["expert"] > 1:  # an exchange keeps nothing: going back, it is made again
             parts = tuple(dataclasses.replace(p, rerun=p.rerun or p.name == "experts") for p in parts)
     tokens = train.batch_size * train.seq_len
-    collectives = tuple(traffic(experiment, links))
+    width = 4 if model.dtype == "float32" else 2
+    collectives = tuple(traffic(experiment, links, width))
     causal, full = _counts(model, train.seq_len)
     return Estimate(
         topology=topology, mesh=mesh, parts=parts, tokens=tokens, run_tokens=experiment.tokens,
         flops_per_token=causal, full_flops_per_token=full, collectives=collectives,
-        times=_times(experiment, links, parts, collectives), memory=memory(experiment, links),
+        times=_times(experiment, links, parts, collectives, width), memory=memory(experiment, links, width),
     )
 
 
 def _times(
-    experiment: Experiment, links: Links, parts: tuple[work.Part, ...], collectives: tuple[Collective, ...]
+    experiment: Experiment, links: Links, parts: tuple[work.Part, ...], collectives: tuple[Collective, ...], width: int
 ) -> tuple[Seconds, ...]:
     """What a step's time goes into; the exposed part of each kind of collective in proportion to its time."""
     model, mesh, chip = experiment.model, links.mesh, links.topology.chip
@@ -160,7 +162,7 @@ def _times(
         layers = padding if part.share == "layers" else 1.0
         needed += tokens * layers * (part.forward + part.backward) / rate
         again += tokens * layers * part.forward / rate if part.rerun else 0.0
-    moved = tokens * work.elementwise_bytes(model, rerun=any(p.rerun for p in parts)) * padding
+    moved = tokens * work.elementwise_bytes(model, rerun=any(p.rerun for p in parts), width=width) * padding
     beside = moved / (chip.hbm_bandwidth / chip.devices)
     state = sum(group.state / ways(mesh, group.at_rest(mesh)) for group in groups(model, experiment.optim))
     update = 2 * state / (chip.hbm_bandwidth / chip.devices)  # read and written

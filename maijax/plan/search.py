@@ -81,7 +81,7 @@ def search(experiment: Experiment, topology: Topology, best: int = 3, losers: in
                     count, first = refused.get(name, (0, Loser(text=_text(changed, sizes), why=problems[0])))
                     refused[name] = (count + 1, first)
                     break  # smaller micro-batches divide no better
-                uses = memory(changed, links)
+                uses = memory(changed, links, 4 if changed.model.dtype == "float32" else 2)
                 if (needed := peak(uses)) <= room:
                     fitting.append(Layout(experiment=changed, estimate=arithmetic.estimate(changed, topology)))
                     break  # smaller micro-batches are no faster
