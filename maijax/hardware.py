@@ -22,6 +22,8 @@ class Chip:
     compile_name: str  # libtpu's topology prefix, or the device name that the CUDA plugin reports
     devices: int = 1  # that jax sees per chip; memory and rates are shared out evenly
     peak_flops: float  # dense bf16
+    matrix: int  # rows of its matrix unit: narrower heads leave part of it idle; GPU: 64, which all heads fill
+    efficiency: float  # share of the peak that large products reach in a whole step; fitted, see docs/plan.md
     hbm_bytes: int  # that a program may use, of the whole chip
     hbm_bandwidth: float  # bytes
     clock: float  # Hz of the matrix units, which the compiler's cycles count
