@@ -66,12 +66,12 @@ def largest(folder: Path, most: int = 5) -> list[dict[str, Any]]:
     if file is None:
         return []
     found = []
-    for line in file.read_text().splitlines()[2:]:
+    for line in file.read_text().splitlines()[1:]:
+        if line.startswith("Memory Space"):
+            break  # the device's own memory comes first; its caches follow
         cells = [cell.strip() for cell in line.split(";")]
         if len(cells) >= 5 and (size := _size(cells[1])) is not None:
             found.append({"bytes": size, "holds": cells[4]})
-        elif found and not line.strip():
-            break  # arguments and constants follow
     return sorted(found, key=lambda f: -f["bytes"])[:most]
 
 
