@@ -12,7 +12,7 @@ import numpy as np
 
 from maijax.config import ModelConfig
 from maijax.models import decoder
-from maijax.parallel import sharding
+from maijax.parallel import sharding, together
 from maijax.parallel.sharding import Layout
 from maijax.train.loss import logit_room, token_losses
 
@@ -30,7 +30,10 @@ Scorer = Callable[[Any, dict[str, Any]], jax.Array]
 
 
 def make_scorer(model: ModelConfig, layout: Layout, *, rows: int, seq_len: int) -> Scorer:
-    """The jitted (params, batch) -> summed negative log-likelihood, float32 [], in nats, of the weighted tokens."""
+    """The (params, batch) -> summed negative log-likelihood, float32 [], in nats, of the weighted tokens.
+
+    A batch is given whole, on every process; what is jitted gets those parts of it that are on devices here.
+    """
     where = layout.batch((rows, seq_len))
 
     def score(params: Any, batch: dict[str, Any]) -> jax.Array:
@@ -48,7 +51,9 @@ def make_scorer(model: ModelConfig, layout: Layout, *, rows: int, seq_len: int) 
             )
             return jnp.sum(nll_BS * batch["weights"])
 
-    return jax.jit(score, in_shardings=(layout.params(model), where), out_shardings=layout.replicated())
+    jitted = jax.jit(score, in_shardings=(layout.params(model), where), out_shardings=layout.replicated())
+    shape = (rows, seq_len)
+    return lambda params, batch: jitted(params, together.place(where, shape, range(rows), batch))
 
 
 def evaluate(scorer: Scorer, params: Any, batches: Iterable[tuple[dict[str, np.ndarray], int]]) -> Evaluation:
