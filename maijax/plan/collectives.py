@@ -80,7 +80,8 @@ def _sent(one: Instruction, kind: str, ways: int) -> float:
 def _group(one: Instruction, mesh: Mapping[str, int]) -> list[list[int]]:
     """One group of devices that talk with each other, by their place in the mesh."""
     devices = math.prod(mesh.values())
-    found = re.search(r"replica_groups=(.*?\}\}|\{\}|mesh\[.*?\}|\[[\d,]+\]<=\[[\d,]+\](?:T\([\d,]+\))?)", one.attributes)
+    lists, mesh, iota = r".*?\}\}|\{\}", r"mesh\[.*?\}", r"\[[\d,]+\]<=\[[\d,]+\](?:T\([\d,]+\))?"
+    found = re.search(rf"replica_groups=({lists}|{mesh}|{iota})", one.attributes)
     text = found.group(1) if found else "{}"
     if text.startswith("mesh"):
         return [_of_mesh(text)]
