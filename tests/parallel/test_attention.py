@@ -37,6 +37,8 @@ def layout(attention="ring", **sizes):
 def small_tiles(monkeypatch):
     """Tiles of 3 tokens, so that pieces of 4 to 16 tokens make several and an odd last one."""
     monkeypatch.setattr(flash, "TILE", 3)
+    with jax.numpy_rank_promotion("raise"):
+        yield
 
 
 def arrays(documents=False, batch=B):
