@@ -36,6 +36,7 @@ class Rule:
 
 
 Look = tuple[jax.Array, jax.Array]
+Whole = tuple[jax.Array, jax.Array, jax.Array]  # what `look_back` knows of the look at all keys
 
 
 class Part(NamedTuple):
@@ -148,7 +149,7 @@ class _Tiling:
         age_ST = self.queries.index(q.starts, n)[:, None] - self.keys.index(k.starts, m)[None, :]
         seen_BST = (age_ST >= 0)[None]
         if self.rule.window is not None:
-            seen_BST &= age_ST < self.rule.window
+            seen_BST &= (age_ST < self.rule.window)[None]
         if q.segments is not None and k.segments is not None:
             q_BS, k_BT = self.queries.take(q.segments, n, 1), self.keys.take(k.segments, m, 1)
             seen_BST = seen_BST & (q_BS[:, :, None] == k_BT[:, None, :])
@@ -168,7 +169,7 @@ def _tiled(q: Part, k: Part, rule: Rule) -> tuple[_Tiling, Part, Part]:
     return tiling, pad(q, tiling.queries, 3), pad(k, tiling.keys, 2)
 
 
-def look(q: Part, k: Part, rule: Rule) -> tuple[jax.Array, jax.Array]:
+def look(q: Part, k: Part, rule: Rule) -> Look:
     """What the queries see of these keys alone: o_BGRSK, and the log of its softmax's sum [B, G, R, S], both float32.
 
     A query that sees none of them gets 0 and the log `FLOOR`; `merge` adds up the looks at several sets of keys.
@@ -206,7 +207,7 @@ def look(q: Part, k: Part, rule: Rule) -> tuple[jax.Array, jax.Array]:
     return tiling.queries.unpad(o_BGRSK, 3), tiling.queries.unpad(log_BGRS, 3)
 
 
-def merge(one: tuple[jax.Array, jax.Array], other: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+def merge(one: Look, other: Look) -> Look:
     """The look at the keys of both looks."""
     log = jnp.logaddexp(one[1], other[1])
     o = sum(o * jnp.exp(part - log)[..., None] for o, part in (one, other))

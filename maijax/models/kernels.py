@@ -67,7 +67,7 @@ class Local:
         return flash.merge(one, other)
 
     def look_back(
-        self, q: jax.Array, q_at: Any, kv: tuple[jax.Array, jax.Array], kv_at: Any, whole: tuple[jax.Array, ...]
+        self, q: jax.Array, q_at: Any, kv: tuple[jax.Array, jax.Array], kv_at: Any, whole: flash.Whole
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         dq, dk, dv = flash.look_back(Part((q,), *q_at), Part(kv, *kv_at), *whole, self.rule)
         return dq, (dk, dv)

@@ -7,9 +7,10 @@ Source: Llama Team 2024, "The Llama 3 Herd of Models", section 3.3.2 (gather).
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from maijax.parallel import order
@@ -68,13 +69,13 @@ def _one_device(
         return local.whole(q, k, v, segments)
     if layout.config.attention == "gather":
         # Half as many collectives: keys and values travel as one array.
-        kv = _gather(jax.numpy.stack([k, v]), ways, axis=2)
+        kv = _gather(jnp.stack([k, v]), ways, axis=2)
         theirs = None if segments is None else _gather(segments, ways, axis=1)
         pieces = order.pieces(ways).reshape(ways, 2)
         return local.share(q, kv[0], kv[1], segments, theirs, pieces, jax.lax.axis_index("context"))
     (B, S, H, K), G = q.shape, k.shape[2]
     q_BGRSK = q.reshape(B, S, G, H // G, K).transpose(0, 2, 3, 1, 4)
-    o_BGRSK = ring(q_BGRSK, k.swapaxes(1, 2), v.swapaxes(1, 2), segments, local, ways)
+    o_BGRSK: Any = ring(q_BGRSK, k.swapaxes(1, 2), v.swapaxes(1, 2), segments, local, ways)
     return o_BGRSK.transpose(0, 3, 1, 2, 4).reshape(B, S, H, K)
 
 
@@ -83,4 +84,4 @@ def _gather(x: jax.Array, ways: int, axis: int) -> jax.Array:
     every = jax.lax.all_gather(x, "context", axis=axis, tiled=True)
     cut = every.reshape(*x.shape[:axis], 2 * ways, x.shape[axis] // 2, *x.shape[axis + 1 :])
     back = np.argsort(order.pieces(ways))
-    return jax.numpy.take(cut, back, axis=axis).reshape(every.shape)
+    return jnp.take(cut, back, axis=axis).reshape(every.shape)

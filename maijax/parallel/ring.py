@@ -18,13 +18,16 @@ import jax.numpy as jnp
 from maijax.parallel.order import starts
 
 Look = tuple[jax.Array, jax.Array]
+Whole = tuple[jax.Array, jax.Array, jax.Array]
 
 
 class Looks(Protocol):
     """What one device computes; queries are [B, G, R, S, K], keys and values [B, G, T, K], segments [B, S or T].
 
     Starts say where in the row the pieces of queries and keys begin. A look is an output in float32, [B, G, R, S, K],
-    and the log of its softmax's sum, [B, G, R, S]. Hashable, so that it can be a static argument.
+    and the log of its softmax's sum, [B, G, R, S]. To look back is to give the gradients of queries, keys and values
+    in float32, given of the whole output: its gradient, its log, and the two's product summed over K.
+    Hashable, so that it can be a static argument.
     """
 
     def look(self, q: jax.Array, q_at: Any, kv: tuple[jax.Array, jax.Array], kv_at: Any) -> Look: ...
@@ -32,7 +35,7 @@ class Looks(Protocol):
     def merge(self, one: Look, other: Look) -> Look: ...
 
     def look_back(
-        self, q: jax.Array, q_at: Any, kv: tuple[jax.Array, jax.Array], kv_at: Any, whole: tuple[jax.Array, ...]
+        self, q: jax.Array, q_at: Any, kv: tuple[jax.Array, jax.Array], kv_at: Any, whole: Whole
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]: ...
 
 

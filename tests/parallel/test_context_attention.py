@@ -37,6 +37,8 @@ def layout(attention="ring", **sizes):
 def small_tiles(monkeypatch):
     """Tiles of 3 tokens, so that pieces of 4 to 16 tokens make several and an odd last one."""
     monkeypatch.setattr(flash, "TILE", 3)
+    with jax.numpy_rank_promotion("raise"):
+        yield
 
 
 def arrays(documents=False, batch=B):
@@ -150,8 +152,19 @@ def test_the_dealt_order_is_undone(ways):
     there, back = jax.jit(there_and_back)(x)
     np.testing.assert_array_equal(there, dealt(x, ways))
     np.testing.assert_array_equal(back, np.stack([x, -x], axis=-1))
-    text = jax.jit(there_and_back).lower(x).compile().as_text()
-    assert "collective-permute" in text
+
+
+def test_hidden_states_travel_once():
+    """Each device sends its two pieces and gets two: no device ever holds all tokens."""
+    where = layout(context=4)
+    rows = where.sharding(("batch", "sequence", None), (2, S, 4), "x")
+
+    def collect(x):
+        with sharding.use(where):
+            return order.collect(x)
+
+    text = jax.jit(collect, in_shardings=rows).lower(jax.ShapeDtypeStruct((2, S, 4), jnp.float32)).compile().as_text()
+    assert "collective-permute" in text and "all-gather" not in text
 
 
 def test_a_row_that_does_not_divide_is_refused():
