@@ -7,7 +7,6 @@ cores). libtpu 0.0.52 does the same for v5e and v6e, and XLA for GPUs: hence the
 
 from __future__ import annotations
 
-import functools
 from typing import Any, Literal
 
 import jax
@@ -20,18 +19,21 @@ Kernels = Literal["xla", "tpu", "gpu"]
 _MOST, _LEAST = 256, 8  # rows of a block
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def grouped_dot(x_PI: jax.Array, w_EIO: jax.Array, sizes_E: jax.Array, kernels: Kernels) -> jax.Array:
     """Rows in, sorted by group; row p times the matrix of its group out, [P, O] in the dtype of x.
 
     `sizes_E` are int32 and sum to P or less: rows past their sum must be zeros, and give zeros.
     """
+    return _product(x_PI, w_EIO, sizes_E, kernels)
+
+
+def _dot(x_PI: jax.Array, w_EIO: jax.Array, sizes_E: jax.Array, kernels: Kernels) -> jax.Array:
     dot = {"tpu": grouped_tpu.dot, "gpu": grouped_gpu.dot, "xla": _blocks_dot}[kernels]
     return dot(x_PI, w_EIO, sizes_E)
 
 
 def _forward(x_PI: jax.Array, w_EIO: jax.Array, sizes_E: jax.Array, kernels: Kernels) -> tuple[jax.Array, Any]:
-    return grouped_dot(x_PI, w_EIO, sizes_E, kernels), (x_PI, w_EIO, sizes_E)
+    return _dot(x_PI, w_EIO, sizes_E, kernels), (x_PI, w_EIO, sizes_E)
 
 
 def _backward(kernels: Kernels, kept: Any, g_PO: jax.Array) -> tuple[jax.Array, jax.Array, None]:
@@ -39,7 +41,8 @@ def _backward(kernels: Kernels, kept: Any, g_PO: jax.Array) -> tuple[jax.Array, 
     return *gradients(*kept, g_PO), None
 
 
-grouped_dot.defvjp(_forward, _backward)
+_product = jax.custom_vjp(_dot, nondiff_argnums=(3,))
+_product.defvjp(_forward, _backward)
 
 
 def _plan(rows: int, sizes_E: jax.Array) -> tuple[int, jax.Array, Any]:

@@ -1,7 +1,9 @@
 """Grouped products on an NVIDIA GPU: two Pallas kernels through Triton, each program one tile of the result.
 
-XLA (jax 0.10.2) writes `lax.ragged_dot` out as a dense product over all groups, whose operands repeat the rows for
-each group. Source: own kernels; proven by interpretation and compiled for an H100, not timed on one.
+XLA (jax 0.10.2) writes `lax.ragged_dot` out as one dense product whose operand repeats the rows for each group: two
+products of 32,768 rows with 32 groups of 4096 x 1536 and their gradients take 24 GiB beside what goes in and out;
+here they take 0.1 GiB (both compiled for an H100).
+Source: own kernels; proven by interpretation, not timed on a GPU.
 """
 
 from __future__ import annotations

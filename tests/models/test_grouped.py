@@ -77,7 +77,7 @@ def test_blocks_grow_with_the_groups() -> None:
     assert grouped._plan(rows, sizes)[0] == 128
     x = jnp.asarray(np.random.default_rng(0).standard_normal((rows, IN)), jnp.float32)
     w = jnp.asarray(np.random.default_rng(1).standard_normal((3, IN, OUT)), jnp.float32)
-    found = jax.jit(lambda *a: grouped.grouped_dot(*a, "xla"))(x, w, sizes)
+    found = jax.jit(lambda x, w: grouped.grouped_dot(x, w, sizes, "xla"))(x, w)
     np.testing.assert_allclose(found, np.concatenate([x[:700] @ w[0], x[700:] @ w[2]]), atol=1e-4)
 
 
