@@ -2,55 +2,47 @@
 
 The loop is for CPUs, where XLA writes `lax.ragged_dot` out as one dense product per group over all rows: with 8
 experts a training step's experts take 9 times the arithmetic they need, with 64 experts 60 times (measured on 2
-cores). XLA does the same for TPU v5e and v6e and for NVIDIA GPUs, hence the kernels.
+cores). libtpu 0.0.52 does the same for v5e and v6e, and XLA for GPUs: hence the kernels.
 """
 
 from __future__ import annotations
 
-import functools
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
-from maijax.models import grouped_tpu
+from maijax.models import grouped_gpu, grouped_tpu
 
 Kernels = Literal["xla", "tpu", "gpu"]
 
 _MOST, _LEAST = 256, 8  # rows of a block
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def grouped_dot(x_PI: jax.Array, w_EIO: jax.Array, sizes_E: jax.Array, kernels: Kernels) -> jax.Array:
     """Rows in, sorted by group; row p times the matrix of its group out, [P, O] in the dtype of x.
 
     `sizes_E` are int32 and sum to P or less: rows past their sum must be zeros, and give zeros.
     """
-    if kernels == "tpu":
-        return grouped_tpu.dot(x_PI, w_EIO, sizes_E)
-    return _ragged_dot(x_PI, w_EIO, sizes_E) if kernels == "gpu" else _blocks_dot(x_PI, w_EIO, sizes_E)
+    return _product(x_PI, w_EIO, sizes_E, kernels)
+
+
+def _dot(x_PI: jax.Array, w_EIO: jax.Array, sizes_E: jax.Array, kernels: Kernels) -> jax.Array:
+    dot = {"tpu": grouped_tpu.dot, "gpu": grouped_gpu.dot, "xla": _blocks_dot}[kernels]
+    return dot(x_PI, w_EIO, sizes_E)
 
 
 def _forward(x_PI: jax.Array, w_EIO: jax.Array, sizes_E: jax.Array, kernels: Kernels) -> tuple[jax.Array, Any]:
-    return grouped_dot(x_PI, w_EIO, sizes_E, kernels), (x_PI, w_EIO, sizes_E)
+    return _dot(x_PI, w_EIO, sizes_E, kernels), (x_PI, w_EIO, sizes_E)
 
 
 def _backward(kernels: Kernels, kept: Any, g_PO: jax.Array) -> tuple[jax.Array, jax.Array, None]:
-    gradients = {"tpu": grouped_tpu.gradients, "gpu": _ragged_gradients, "xla": _blocks_gradients}[kernels]
+    gradients = {"tpu": grouped_tpu.gradients, "gpu": grouped_gpu.gradients, "xla": _blocks_gradients}[kernels]
     return *gradients(*kept, g_PO), None
 
 
-grouped_dot.defvjp(_forward, _backward)
-
-
-def _ragged_dot(x_PI: jax.Array, w_EIO: jax.Array, sizes_E: jax.Array) -> jax.Array:
-    return jax.lax.ragged_dot(x_PI, w_EIO, sizes_E)
-
-
-def _ragged_gradients(
-    x_PI: jax.Array, w_EIO: jax.Array, sizes_E: jax.Array, g_PO: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    return jax.vjp(lambda x, w: jax.lax.ragged_dot(x, w, sizes_E), x_PI, w_EIO)[1](g_PO)
+_product = jax.custom_vjp(_dot, nondiff_argnums=(3,))
+_product.defvjp(_forward, _backward)
 
 
 def _plan(rows: int, sizes_E: jax.Array) -> tuple[int, jax.Array, Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,22 +19,13 @@ from jax import lax
 from maijax.parallel.sharding import Layout, spread
 
 Weights = tuple[jax.Array, jax.Array, jax.Array]  # w_gate_EDM, w_up_EDM, w_down_EMD
+# Of x_PD, sizes_E and the weights: each row by its own expert, [P, D]. Rows are sorted by expert; those past the sum
+# of sizes are zeros.
+Rows = Callable[..., jax.Array]
+# Of x_TD, experts_TC, gates_TC and the weights: the sum over a token's choices of gate * expert(x), [T, D].
+Whole = Callable[..., jax.Array]
 
 _ALIGN = 8  # rows; the sublanes of a TPU's tile
-
-
-class Rows(Protocol):
-    """Each row by its own expert, [P, D]; rows are sorted by expert, those past the sum of sizes are zeros."""
-
-    def __call__(self, x_PD: jax.Array, sizes_E: jax.Array, /, *weights: jax.Array) -> jax.Array: ...
-
-
-class Whole(Protocol):
-    """Sum over each token's choices of gate * expert(x), [T, D], with all experts at hand."""
-
-    def __call__(
-        self, x_TD: jax.Array, experts_TC: jax.Array, gates_TC: jax.Array, /, *weights: jax.Array
-    ) -> jax.Array: ...
 
 
 def by_token(function: Callable[[jax.Array], jax.Array], x_BSE: jax.Array) -> jax.Array:
@@ -134,8 +125,7 @@ def _exchanged(
     return out_TD.astype(x_TD.dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _rounds(
+def _sum_of_rounds(
     one: Any, x_TD: jax.Array, gates_TC: jax.Array, weights: Weights, plan: _Plan, rounds: jax.Array
 ) -> jax.Array:
     """The sum of rounds 0, 1, ..., [T, D] float32.
@@ -150,6 +140,9 @@ def _rounds(
 
     start = (jnp.int32(0), jnp.zeros(x_TD.shape, jnp.float32))
     return lax.while_loop(lambda state: state[0] < rounds, body, start)[1]
+
+
+_rounds = jax.custom_vjp(_sum_of_rounds, nondiff_argnums=(0,))
 
 
 def _rounds_forward(one: Any, *given: Any) -> tuple[jax.Array, Any]:
