@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 
-from benchmarks.published import RUNS, Run
+from benchmarks.published import COMPILED, RUNS, Compiled, Run
 from maijax import registry
 from maijax.config import DataConfig, Experiment, OptimConfig, SourceConfig, TrainConfig
 from maijax.hardware import Topology
@@ -19,7 +19,7 @@ from maijax.plan.arithmetic import Estimate
 registry.discover()
 
 
-def experiment(run: Run) -> Experiment:
+def experiment(run: Run | Compiled) -> Experiment:
     """The run as one of ours, of a single step."""
     return Experiment(
         name=run.name, model=run.model, mesh=run.mesh, optim=OptimConfig(),
@@ -83,6 +83,21 @@ def table() -> list[str]:
     return lines
 
 
+def memory_error(step: Compiled) -> float:
+    """Relative, of the model's peak."""
+    found = arithmetic.estimate(experiment(step), registry.topology(step.topology, step.slices))
+    return found.peak_bytes / 2**30 / step.peak - 1
+
+
+def memory_table() -> list[str]:
+    lines = [f"{'step':<29}{'machine':<17}{'compiled GiB':>13}{'model':>8}{'error':>8}"]
+    for step in COMPILED:
+        machine = registry.topology(step.topology, step.slices).title
+        off = memory_error(step)
+        lines.append(f"{step.name:<29}{machine:<17}{step.peak:>13.1f}{step.peak * (1 + off):>8.1f}{off:>+8.1%}")
+    return lines
+
+
 def fit(rounds: int = 8) -> dict[str, float]:
     """Each constant from its run, in turn until they agree; the model's answer grows with each of them."""
     chips = registry.chips()
@@ -112,7 +127,7 @@ def main() -> None:
     if parser.parse_args().fit:
         print("\n".join(f"{name:<8} {value:.3f}" for name, value in fit().items()))
     else:
-        print("\n".join(table()))
+        print("\n".join([*table(), "", *memory_table()]))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import dataclasses
 import math
 from typing import Literal
 
-from maijax.config import AttentionConfig, MeshConfig, ModelConfig, MoEConfig
+from maijax.config import AttentionConfig, MeshConfig, ModelConfig, MoEConfig, Remat
 
 FULL = frozenset({"qkv", "scores", "out", "router", "gate_up", "experts"})
 
@@ -37,7 +37,21 @@ class Run:
     outside: str = ""  # why the model does not claim to speak for it
 
 
-def dense(layers: int, d: int, heads: int, kv: int, d_ff: int, vocab: int, remat: str = "full", hd: int = 128,
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Compiled:
+    """The peak memory of a step that libtpu compiled for a machine: weights and AdamW in float32, remat full."""
+
+    name: str
+    topology: str
+    slices: int = 1
+    model: ModelConfig
+    mesh: MeshConfig
+    batch: int
+    seq: int
+    peak: float  # GiB on one device
+
+
+def dense(layers: int, d: int, heads: int, kv: int, d_ff: int, vocab: int, remat: Remat = "full", hd: int = 128,
           **other) -> ModelConfig:
     attention = AttentionConfig(num_heads=heads, kv_heads=kv, head_dim=hd)
     return ModelConfig(
@@ -83,7 +97,7 @@ _RECIPE = "tpu-recipes training/"
 _CORE = "Megatron-Core r0.8 weak scaling table"  # says neither micro-batch (here 1) nor interleaving (here none)
 
 
-def _again(model: ModelConfig, remat: Literal["none", "full", "dots"]) -> ModelConfig:
+def _again(model: ModelConfig, remat: Remat) -> ModelConfig:
     return dataclasses.replace(model, remat=remat)
 
 
@@ -203,4 +217,20 @@ RUNS = (
         mesh=MeshConfig(stage=16, data=2, expert=64, microbatches=120, exchange_room=1.0), batch=15_360, seq=4_096,
         figure=1_543.0, unit="tokens", scores=MLA, rerun=frozenset(),
         source="arXiv 2412.19437, 180K H800 hours per trillion tokens", outside="products in fp8, H800 links"),
+)
+
+# By libtpu 0.0.52 through jax 0.10, of a plain step of the same shape with splash attention; the last by MaxText 0.2.5.
+COMPILED = (
+    Compiled(name="Llama-3.1-8B", topology="v5e:16x16", model=LLAMA_8B, mesh=MeshConfig(data=1, fsdp=256), batch=512,
+             seq=2_048, peak=5.37),
+    Compiled(name="Llama-3.1-70B", topology="v6e:16x16", model=LLAMA_70B, mesh=MeshConfig(data=1, fsdp=32, tensor=8),
+             batch=256, seq=4_096, peak=14.9),
+    Compiled(name="Llama-3.1-70B", topology="tpu7x:4x4x4", model=LLAMA_70B,
+             mesh=MeshConfig(data=1, fsdp=16, tensor=8), batch=128, seq=4_096, peak=17.8),
+    Compiled(name="Llama-3.1-405B", topology="v5p:8x8x8", slices=2, model=LLAMA_405B,
+             mesh=MeshConfig(replica=2, data=1, fsdp=64, tensor=8), batch=128, seq=4_096, peak=21.8),
+    Compiled(name="Llama-3.1-405B", topology="v5p:16x16x16", model=LLAMA_405B,
+             mesh=MeshConfig(data=1, fsdp=256, tensor=16), batch=1_024, seq=4_096, peak=9.1),
+    Compiled(name="Llama-3.1-405B", topology="v5p:8x8x8", model=LLAMA_405B,
+             mesh=MeshConfig(data=1, fsdp=64, tensor=8), batch=512, seq=4_096, peak=35.84),
 )

@@ -109,7 +109,7 @@ def _nodes(text: str, chip: Chip, shape: tuple[int, ...]) -> tuple[int, int]:
         return shape[0], shape[1]
     if len(shape) > 2:
         raise UserError(f"topology {text!r}: write nodes x GPUs, e.g. {chip.name}:64x8, or the GPUs, {chip.name}:512")
-    (count,) = shape
+    count = math.prod(shape)
     if count <= chip.domain:
         return 1, count
     if count % chip.domain:

@@ -1,9 +1,8 @@
 """Time, memory, traffic and cost of a training step, from values and few constants: no compiler, no device.
 
 A step's time is its products at the chip's efficiency, memory traffic beside them, the part of the collectives that
-does not hide behind products, and the pipeline's idle share. The constants below and `Chip.efficiency` are fitted to
-a few published runs and tested on others: see docs/plan.md. Figures of `Estimate` that are counts are exact, all
-that speak of time are a model's.
+does not hide behind products, and the pipeline's idle share. EXPERTS and each `Chip.efficiency` are fitted to one
+published run and tested on others; the other constants are round numbers: see docs/plan.md.
 """
 
 from __future__ import annotations
@@ -14,19 +13,21 @@ import math
 from collections.abc import Mapping
 
 from maijax import scaling
-from maijax.config import MESH_AXES, Experiment, ModelConfig
+from maijax.config import Experiment, ModelConfig
 from maijax.hardware import Topology
 from maijax.plan import work
+from maijax.plan.held import groups, ways
 from maijax.plan.links import Links, lay
-from maijax.plan.memory import Bytes, memory
+from maijax.plan.memory import Bytes, Kind, memory, peak
 from maijax.plan.traffic import Collective, padded_layers, share, traffic
 
-# Fitted together with the chips' efficiencies, each to one published run; benchmarks/plan_calibration.py.
 SCORES = 0.65  # of a matmul's efficiency that attention kernels reach
 EXPERTS = 0.67  # of a matmul's efficiency that products grouped by expert reach, uneven loads included
-HIDDEN_EARLY = 0.5  # of the time of weights' and gradients' collectives that can hide behind products
-HIDDEN_LATE = 0.0  # as much of the activations', which wait for one product and are waited for by the next
-TILE = {"tpu": 512, "gpu": 128}  # rows of a grouped kernel's tile: an expert's run of rows ends in a part of one
+# Of the time of weights' and gradients' collectives that hides behind products. Of the activations' none does: they
+# wait for one product, and the next waits for them.
+HIDDEN = 0.5
+# Rows of a grouped kernel's tile, the largest of which an expert has two: a tile in which two meet is computed twice.
+TILES = {"tpu": (512, 256, 128), "gpu": (128,)}
 USABLE = 0.94  # of a device's memory that a plan may fill; the rest is the compiler's and the runtime's
 
 _DAY = 86_400
@@ -40,9 +41,17 @@ class Seconds:
     seconds: float
 
 
+# What a reader may take each figure for; memory says it of each use.
+KINDS: Mapping[str, Kind] = {
+    "tokens": "exact", "flops_per_token": "exact", "full_flops_per_token": "exact", "parts": "exact",
+    "collectives": "model", "times": "model", "step_seconds": "model", "tokens_per_chip": "model", "mfu": "model",
+    "full_mfu": "model", "days": "model", "cost": "model", "peak_bytes": "model", "fits": "model",
+}
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What a step takes. Kinds: FLOPs, tokens, traffic in bytes and `exact` memory are exact, the rest is a model."""
+    """What a step takes; `KINDS` says which figures are counts and which a model's."""
 
     topology: Topology
     mesh: Mapping[str, int]
@@ -87,7 +96,7 @@ class Estimate:
     @property
     def peak_bytes(self) -> float:
         """Of memory on one device."""
-        return sum(use.size for use in self.memory)
+        return peak(self.memory)
 
     @property
     def fits(self) -> bool:
@@ -96,10 +105,7 @@ class Estimate:
     @property
     def slowest(self) -> Seconds:
         """What takes most of the step beside the products that are needed anyway."""
-        return max((part for part in self.times if part.what not in NEEDED), key=lambda part: part.seconds)
-
-
-NEEDED = frozenset({"products"})
+        return max((part for part in self.times if part.what != "products"), key=lambda part: part.seconds)
 
 
 @functools.lru_cache(maxsize=64)
@@ -115,8 +121,9 @@ def estimate(
 ) -> Estimate:
     """A step of the experiment on its mesh over the topology's devices; assumes that `rules.problems` has none.
 
-    `parts` stands in for shapes and remat that the values cannot say. Raises UserError if the mesh does not fit the
-    devices.
+    Compute is bfloat16, as chips do it best, unless the model says float32: then as many bytes more move, while
+    products keep the bfloat16 peak. `parts` stands in for shapes and remat that the values cannot say.
+    Raises UserError if the mesh does not fit the devices.
     """
     model, train = experiment.model, experiment.train
     mesh = experiment.mesh.shape(topology.devices)
@@ -126,17 +133,18 @@ def estimate(
         if model.moe and mesh["expert"] > 1:  # an exchange keeps nothing: going back, it is made again
             parts = tuple(dataclasses.replace(p, rerun=p.rerun or p.name == "experts") for p in parts)
     tokens = train.batch_size * train.seq_len
-    collectives = tuple(traffic(experiment, links))
+    width = 4 if model.dtype == "float32" else 2
+    collectives = tuple(traffic(experiment, links, width))
     causal, full = _counts(model, train.seq_len)
     return Estimate(
         topology=topology, mesh=mesh, parts=parts, tokens=tokens, run_tokens=experiment.tokens,
         flops_per_token=causal, full_flops_per_token=full, collectives=collectives,
-        times=_times(experiment, links, parts, collectives), memory=memory(experiment, links),
+        times=_times(experiment, links, parts, collectives, width), memory=memory(experiment, links, width),
     )
 
 
 def _times(
-    experiment: Experiment, links: Links, parts: tuple[work.Part, ...], collectives: tuple[Collective, ...]
+    experiment: Experiment, links: Links, parts: tuple[work.Part, ...], collectives: tuple[Collective, ...], width: int
 ) -> tuple[Seconds, ...]:
     """What a step's time goes into; the exposed part of each kind of collective in proportion to its time."""
     model, mesh, chip = experiment.model, links.mesh, links.topology.chip
@@ -154,14 +162,14 @@ def _times(
         layers = padding if part.share == "layers" else 1.0
         needed += tokens * layers * (part.forward + part.backward) / rate
         again += tokens * layers * part.forward / rate if part.rerun else 0.0
-    moved = tokens * work.elementwise_bytes(model, rerun=any(p.rerun for p in parts)) * padding
+    moved = tokens * work.elementwise_bytes(model, rerun=any(p.rerun for p in parts), width=width) * padding
     beside = moved / (chip.hbm_bandwidth / chip.devices)
-    state = scaling.state_bytes(model, experiment.optim) * _share_of_state(links)
-    update = 2 * state / (chip.hbm_bandwidth / chip.devices)
+    state = sum(group.state / ways(mesh, group.at_rest(mesh)) for group in groups(model, experiment.optim))
+    update = 2 * state / (chip.hbm_bandwidth / chip.devices)  # read and written
     busy = (needed + again) * turns
 
     early = sum(c.seconds for c in collectives if c.early)
-    hidden = min(HIDDEN_EARLY * early, busy)
+    hidden = min(HIDDEN * early, busy)
     found = [
         Seconds("products", needed), Seconds("products again (remat)", again),
         Seconds("memory traffic beside products", beside), Seconds("optimizer", update),
@@ -170,14 +178,9 @@ def _times(
     for what, is_early in dict.fromkeys((c.what, c.early) for c in collectives):
         mine = [c for c in collectives if c.what == what]
         axes = ", ".join(dict.fromkeys(a for c in mine for a in c.axes))
-        shown = (1 - hidden / early) if is_early else (1 - HIDDEN_LATE) * turns
+        shown = (1 - hidden / early) if is_early else turns
         found.append(Seconds(f"{what}, over {axes}", shown * sum(c.seconds for c in mine)))
     return tuple(part for part in found if part.seconds)
-
-
-def _share_of_state(links: Links) -> float:
-    """Roughly, of weights and optimizer state: what one device updates."""
-    return 1 / math.prod(links.mesh[a] for a in MESH_AXES if a not in ("replica", "data"))
 
 
 def efficiency(experiment: Experiment, links: Links, part: str) -> float:
@@ -191,4 +194,6 @@ def efficiency(experiment: Experiment, links: Links, part: str) -> float:
         return chip.efficiency
     here = share(experiment, links.mesh)
     rows = here.rows * here.length * links.mesh["expert"] * model.moe.top_k / model.moe.num_experts
-    return chip.efficiency * EXPERTS * rows / (rows + TILE[chip.platform])
+    tiles = TILES[chip.platform]
+    tile = next((size for size in tiles if rows >= 2 * size), tiles[-1])
+    return chip.efficiency * EXPERTS * rows / (rows + tile)

@@ -67,8 +67,8 @@ class Links:
         outside = self.pieces["slices"][0] if "replica" in axes else Piece(1, 1.0)
         ways = math.prod(piece.size for piece in inside)
         if kind == "permute":
-            slow = [piece.rate for piece in [*inside, outside] if piece.size > 1]
-            return size / min(slow)
+            one_way = self.topology.chip.link_bandwidth / self.topology.chip.devices  # a ring's other links stay idle
+            return size / min(one_way, *(piece.rate for piece in [*inside, outside] if piece.size > 1))
         if kind == "all-to-all":
             found = max((piece.size * size / (4 * piece.rate) for piece in inside), default=0.0)
             return found + size * (outside.size - 1) / outside.size / outside.rate

@@ -1,20 +1,22 @@
 """Bytes that a step takes on one device: state exactly, the rest by what the layout must hold at once.
 
-The rest is a model: a compiler shares buffers and pads tiles as it sees fit.
+The rest is a model: a compiler shares buffers and pads tiles as it sees fit; see docs/plan.md for how far off it is.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from typing import Literal
 
-from maijax import scaling, weights
 from maijax.config import Experiment
+from maijax.plan.held import groups, ways
 from maijax.plan.links import Links
-from maijax.plan.traffic import BATCH, Share, exchanged_rows, held, share
+from maijax.plan.traffic import BATCH, Share, exchanged_rows, share
 
 Kind = Literal["exact", "model"]
+When = Literal["always", "layers", "head"]  # while the backward pass is in the layers, or at the head
 
 _LOGITS = 64 * 2**20  # bytes of float32 logits at once, as the loss goes through the tokens in chunks
 
@@ -26,18 +28,27 @@ class Bytes:
     what: str
     size: float
     kind: Kind
+    when: When = "always"
+
+
+def peak(uses: Iterable[Bytes]) -> float:
+    """What is needed at once: what is always there, and the larger of the two phases."""
+    sums = {"always": 0.0, "layers": 0.0, "head": 0.0}
+    for use in uses:
+        sums[use.when] += use.size
+    return sums["always"] + max(sums["layers"], sums["head"])
 
 
 def memory(experiment: Experiment, links: Links, width: int = 2) -> tuple[Bytes, ...]:
-    """Every use; their sum is the peak, as if all were needed at once."""
+    """Every use, and when."""
     mesh, model = links.mesh, experiment.model
     part = share(experiment, mesh)
-    parameters = gradients = optimizer = 0.0
-    for weight in weights.declare(model):
-        here = held(weight, mesh)
-        parameters += 4 * here
-        gradients += 4 * here
-        optimizer += scaling.weight_state_bytes(weight, experiment.optim) / weight.size * here - 8 * here
+    parameters = optimizer = 0.0
+    for group in groups(model, experiment.optim):
+        shared = ways(mesh, group.at_rest(mesh))
+        parameters += 4 * group.size / shared
+        optimizer += (group.state - 8 * group.size) / shared
+    gradients = parameters
     if experiment.train.accumulation > 1:
         gradients *= 2  # the sum, and those of the micro-batch at hand
     tokens = experiment.train.batch_size * experiment.train.seq_len / math.prod(mesh[a] for a in (*BATCH, "context"))
@@ -46,17 +57,17 @@ def memory(experiment: Experiment, links: Links, width: int = 2) -> tuple[Bytes,
         Bytes("parameters", parameters, "exact"),
         Bytes("optimizer state", optimizer, "model" if experiment.optim.name == "adafactor" else "exact"),
         Bytes("batch", 5 * 4 * tokens, "exact"),  # tokens, targets, segments, positions, weights
-        Bytes("gradients", gradients, "model"),
         Bytes("activations kept", kept, "model"),
-        Bytes("activations of one layer", working, "model"),
-        Bytes("weights gathered", _gathered(experiment, links, part, width), "model"),
-        Bytes("head and logits", _head(experiment, links, part, width), "model"),
+        Bytes("gradients", gradients, "model", "always" if experiment.train.accumulation > 1 else "layers"),
+        Bytes("activations of one layer", working, "model", "layers"),
+        Bytes("weights gathered", *_gathered(experiment, links, part, width)),
+        Bytes("head and logits", _head(experiment, links, part, width), "model", "head"),
     ]
     if model.moe and mesh["expert"] > 1:
         rows = exchanged_rows(experiment, mesh, part) * mesh["tensor"]
         inner = 3 * model.moe.d_ff / mesh["tensor"]
         # Rows in and out, and what is between, forward and backward.
-        found.append(Bytes("rows at the experts", width * rows * (4 * model.d_model + 2 * inner), "model"))
+        found.append(Bytes("rows at the experts", width * rows * (4 * model.d_model + 2 * inner), "model", "layers"))
     return tuple(found)
 
 
@@ -79,21 +90,21 @@ def _activations(experiment: Experiment, links: Links, part: Share, width: int) 
     return kept, 2 * width * tokens * whole
 
 
-def _gathered(experiment: Experiment, links: Links, part: Share, width: int) -> float:
+def _gathered(experiment: Experiment, links: Links, part: Share, width: int) -> tuple[float, Kind, When]:
     """A layer's weights whole in the compute dtype, the next layer's, and a gradient; a stage's, if it keeps them."""
     model, mesh = experiment.model, links.mesh
     total = deepest = 0.0
-    for weight in weights.declare(model):
-        if "L" in weight.letters and held(weight, mesh) < held(weight, mesh, at_rest=False):
-            depth = weight.sizes[0]
-            each = held(weight, mesh, at_rest=False) / depth
-            total += each * (part.layers if weight.path.startswith("layers/") else depth)
-            deepest += each if weight.path.startswith("layers/") else 0.0
+    for group in groups(model, experiment.optim):
+        in_use = group.in_use(mesh)
+        if group.stack and group.at_rest(mesh) - in_use:
+            each = group.size / ways(mesh, in_use) / group.depth
+            total += each * (part.layers if group.stack == "layers" else group.depth)
+            deepest += each if group.stack == "layers" else 0.0
     if mesh["stage"] > 1:
-        return (width + 4) * total  # and the sum of their gradients over the micro-batches
+        return (width + 4) * total, "model", "always"  # and the sum of their gradients over the micro-batches
     if model.remat == "none":
-        return width * (total + deepest)
-    return 3 * width * deepest
+        return width * (total + deepest), "model", "always"
+    return 3 * width * deepest, "model", "layers"
 
 
 def _head(experiment: Experiment, links: Links, part: Share, width: int) -> float:

@@ -9,12 +9,13 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 
-from maijax import weights
-from maijax.config import MESH_AXES, Experiment
+from maijax.config import Experiment
+from maijax.plan.held import groups, ways
 from maijax.plan.links import Kind, Links
 from maijax.rules import RULES
 
 BATCH = RULES["batch"]
+_START = 1e-5  # seconds until a collective's first bytes move; what keeps small models on few devices
 REST = RULES["embed"]  # what shares out a weight's rows at rest, and gathers them at use
 
 
@@ -67,15 +68,6 @@ def padded_layers(experiment: Experiment, mesh: Mapping[str, int]) -> int:
     return -(-depth // turns) * turns
 
 
-def held(weight: weights.Weight, mesh: Mapping[str, int], at_rest: bool = True) -> float:
-    """Numbers of a weight on one device, at rest or gathered for use; `rules.place` says the same of legal sizes."""
-    taken: set[str] = set()
-    for axis in weight.logical_axes:
-        name = axis if at_rest or axis == "layers" else f"act_{axis}"
-        taken |= {a for a in RULES[name] if mesh[a] > 1}
-    return weight.size / math.prod(mesh[a] for a in taken)
-
-
 def traffic(experiment: Experiment, links: Links, width: int = 2) -> list[Collective]:
     """Every collective of a step; `width` is the bytes of a number in the compute dtype."""
     mesh = links.mesh
@@ -88,7 +80,7 @@ def traffic(experiment: Experiment, links: Links, width: int = 2) -> list[Collec
         if axes and size and count:
             yield Collective(
                 what=what, kind=kind, axes=axes, bytes=count * links.moved(kind, axes, size),
-                seconds=count * links.seconds(kind, axes, size), early=early,
+                seconds=count * (links.seconds(kind, axes, size) + _START), early=early,
             )
 
     found: list[Collective] = []
@@ -105,34 +97,27 @@ def traffic(experiment: Experiment, links: Links, width: int = 2) -> list[Collec
 
 def _weights(experiment: Experiment, mesh: Mapping[str, int], part: Share, collective, width: int):  # noqa: ANN001, ANN202
     """Gathered at use, in the compute dtype; gradients scattered back, and summed over copies of the weights."""
-    groups: dict[tuple[tuple[str, ...], bool], float] = {}
-    for weight in weights.declare(experiment.model):
-        looked_up = weight.path == "embed/w_embed" and not experiment.model.tied_head
-        if len(weight.letters.replace("L", "")) < 2 or looked_up:
-            continue  # norms are small; of the input table only rows travel
-        shared = {a for axis in weight.logical_axes for a in RULES[axis] if mesh[a] > 1}
-        used = {a for axis in weight.logical_axes if axis != "layers" for a in RULES[f"act_{axis}"] if mesh[a] > 1}
-        rest = tuple(a for a in REST if a in shared - used)
-        piped = weight.path.startswith("layers/") and mesh["stage"] > 1
-        size = weight.size / math.prod(mesh[a] for a in used) / (mesh["stage"] if piped else 1)
-        key = (rest, weight.stack != "" or "L" in weight.letters)
-        groups[key] = groups.get(key, 0.0) + size
-    again = experiment.model.remat != "none"
-    for (axes, in_layers), size in groups.items():
+    sums: dict[tuple[str, tuple[str, ...], tuple[str, ...]], float] = {}
+    for group in groups(experiment.model, experiment.optim):
+        if not group.matrices or group.looked_up:
+            continue
+        at_rest, in_use = group.at_rest(mesh), group.in_use(mesh)
+        gathered = tuple(a for a in REST if a in at_rest - in_use)
+        copies = tuple(a for a in (*BATCH, "context") if mesh[a] > 1 and a not in at_rest)
+        piped = group.stack == "layers" and mesh["stage"] > 1
+        what = ("weights of a stage" if piped else "weights") if group.stack else "head"
+        size = group.size / ways(mesh, in_use) / (mesh["stage"] if piped else 1)
+        key = (what, gathered, copies)
+        sums[key] = sums.get(key, 0.0) + size
+    for (what, gathered, copies), size in sums.items():
         # Under remat the backward pass gathers again; a pipeline keeps its stage's weights for the whole step.
-        gathers = 2 if in_layers and again and mesh["stage"] == 1 else 1
-        what = "weights" if in_layers else "head"
-        yield from collective(what, "all-gather", axes, width * size, gathers * part.passes, True)
-        yield from collective(f"gradients of {what}", "reduce-scatter", axes, width * size, part.passes, True)
-        kept = size / math.prod(mesh[a] for a in axes)
-        copies = tuple(a for a in MESH_AXES if a in (*BATCH, "context") and a not in axes and mesh[a] > 1)
-        copies = tuple(a for a in copies if not (a == "expert" and _dealt(axes, mesh, in_layers, experiment)))
-        yield from collective(f"gradients of {what}, copies", "all-reduce", copies, width * kept, part.passes, True)
-
-
-def _dealt(axes: tuple[str, ...], mesh: Mapping[str, int], in_layers: bool, experiment: Experiment) -> bool:
-    """Whether this group is the experts, whose gradients stay on the devices that hold them."""
-    return in_layers and mesh["expert"] > 1 and "expert" not in axes and experiment.model.moe is not None
+        times = 2 if what == "weights" and experiment.model.remat != "none" else 1
+        layers = 1 if what == "head" else experiment.model.num_layers
+        each, count = width * size / layers, part.passes * layers
+        yield from collective(what, "all-gather", gathered, each, times * count, True)
+        yield from collective(f"gradients of {what}", "reduce-scatter", gathered, each, count, True)
+        kept = each / ways(mesh, gathered)
+        yield from collective(f"gradients of {what}, copies", "all-reduce", copies, kept, count, True)
 
 
 def _tensor(experiment: Experiment, mesh: Mapping[str, int], part: Share, collective, width: int):  # noqa: ANN001, ANN202
