@@ -30,8 +30,8 @@ MAY_IMPORT = {
     "optim": VALUES | {"optim"},
     "serve": VALUES | {"serve", "models", "parallel"},
     "train": ARITHMETIC | {"train", "serve", "models", "data", "optim", "parallel", "registry", "provenance"},
-    "plan": ARITHMETIC | {"plan", "registry"},
-    "cli": ARITHMETIC | {"cli", "train", "serve", "data", "parallel", "registry", "provenance", "", "models"},
+    "plan": ARITHMETIC | {"plan", "registry", "train", "models", "data", "optim", "parallel"},
+    "cli": ARITHMETIC | {"cli", "plan", "train", "serve", "data", "parallel", "registry", "provenance", "", "models"},
     "__init__": set(),
     "__main__": {"cli"},
 }
@@ -121,7 +121,8 @@ def test_no_drawers():
                 or p.stem.endswith("_lib")]
 
 
-@pytest.mark.parametrize("words", [["list"], ["show", "mai_500b"], ["diff", "phi_tiny", "mai_500b"], ["run", "--help"]])
+@pytest.mark.parametrize("words", [["list"], ["show", "mai_500b"], ["diff", "phi_tiny", "mai_500b"], ["run", "--help"],
+                                   ["doctor", "mai_70b", "--topology", "v5p:8x8x8"]])
 def test_quick_verbs_load_only_the_standard_library(words):
     program = (
         "import sys\nbefore = set(sys.modules)\nfrom maijax import cli\n"

@@ -9,14 +9,14 @@ import sys
 import time
 from typing import Any
 
-from maijax import plain, registry
+from maijax import overrides, plain, registry
 from maijax.cli import choose
 from maijax.cli.table import count, fit, paragraph, rows
 from maijax.config import Experiment
 from maijax.data import cachedir
 from maijax.errors import RunError
 from maijax.hardware import GiB, Topology
-from maijax.plan import arithmetic, checks, compiling, links
+from maijax.plan import arithmetic, checks, compiling, links, search
 from maijax.plan.arithmetic import Estimate
 
 _COMPILED = 3  # of a search's best layouts
@@ -28,9 +28,7 @@ def plan(args: argparse.Namespace) -> int:
     experiment, _ = choose.experiment(args)
     topology = registry.topology(args.topology, args.slices)
     if args.search:
-        from maijax.cli import plan_search
-
-        return plan_search.search(experiment, topology, as_json=args.json, most=_COMPILED)
+        return _search(experiment, topology, as_json=args.json)
     checks.demand(experiment, topology)
     found = Plan.make(experiment, topology)
     if args.json:
@@ -38,6 +36,45 @@ def plan(args: argparse.Namespace) -> int:
     else:
         found.print()
     return 0 if found.fits else 1
+
+
+def _search(experiment: Experiment, topology: Topology, *, as_json: bool) -> int:
+    """Ranks layouts by arithmetic and compiles the best few; returns 0 if one of them fits."""
+    found = search.search(experiment, topology, best=_COMPILED)
+    if not as_json:
+        print(f"{experiment.name} on {topology.title}: {found.tried:,} layouts tried; {found.too_large:,} need more "
+              f"memory than\nthere is, {found.refused:,} do not divide, {found.slower:,} are slower than these")
+    plans: list[Plan] = []
+    failed: list[tuple[str, str]] = []
+    for layout in found.best:
+        try:
+            plans.append(made := Plan.make(layout.experiment, topology))
+        except RunError as error:
+            failed.append((layout.text, str(error)))
+            continue
+        if not as_json:
+            print(f"\n{layout.text}")
+            print(f"  --set {' --set '.join(settings(experiment, layout.experiment))}")
+            paragraph(made.verdict())
+    losers = [*failed, *((loser.text, loser.why) for loser in found.losers)]
+    if as_json:
+        print(json.dumps({
+            "tried": found.tried, "too_large": found.too_large, "refused": found.refused, "slower": found.slower,
+            "best": [made.plain() for made in plans], "losers": [{"layout": a, "why": b} for a, b in losers],
+        }, indent=1))
+    else:
+        if losers:
+            print("\nnot taken")
+            rows([(f"  {text}", why) for text, why in losers], widths=fit(losers, most=(46,)))
+        fitting = [made for made in plans if made.fits]
+        print()
+        paragraph(f"take {fitting[0].layout}: {fitting[0].verdict()}" if fitting else "none of these fits")
+    return 0 if any(made.fits for made in plans) else 1
+
+
+def settings(before: Experiment, after: Experiment) -> list[str]:
+    """What to write after --set to come from one experiment to the other."""
+    return [f"{path}={overrides.show(new)}" for path, (_, new) in plain.diff(before, after).items()]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,8 +251,8 @@ class Words:
 
 def _gib(number: float) -> str:
     size = number / GiB
-    return f"{size:.1f}" if size >= 10 else f"{size:.3g}"
+    return f"{size:.1f}" if size >= 10 else f"{size:.3f}"
 
 
 def _seconds(number: float) -> str:
-    return f"{number:.0f} s" if number >= 9.5 else f"{number * 1e3:.0f} ms" if number < 0.95 else f"{number:.1f} s"
+    return f"{number:.0f} s" if number >= 9.5 else f"{number:.1f} s" if number >= 0.95 else f"{number * 1e3:.3g} ms"

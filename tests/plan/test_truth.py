@@ -13,7 +13,7 @@ from maijax.optim import skip
 from maijax.parallel.mesh import make_mesh
 from maijax.parallel.sharding import Layout
 from maijax.plan import links, program
-from maijax.plan.memory import memory
+from maijax.plan.memory import memory, peak
 from maijax.train import state as states
 
 # (name of the base, mesh, changes of the model)
@@ -81,7 +81,7 @@ def test_bytes_of_a_step_that_runs(case, capsys):
     # Arithmetic beside the compiler, in float32; a CPU keeps scores, which no kernel hides there.
     laid = links.lay(registry.topology(f"h100:{len(devices)}"), planned.mesh.shape(len(devices)))
     resolved = dataclasses.replace(planned, model=model)
-    model_peak = sum(use.size for use in memory(resolved, laid, width=4))
+    model_peak = peak(memory(resolved, laid, width=4))
     error = model_peak / told["peak"] - 1
     with capsys.disabled():
         print(f"\n  {case}: arguments {told['arguments']:,} exact; peak {told['peak']:,} by the compiler, "
