@@ -1,6 +1,6 @@
 """Run by MaxText's own Python for `benchmarks.plan_vs_maxtext`: compiles MaxText's training step for a topology.
 
-usage: maxtext_plan.py TOPOLOGY FOLDER KEY=VALUE ...   (MaxText's settings); the last line printed is the answer as JSON.
+usage: maxtext_plan.py TOPOLOGY FOLDER KEY=VALUE ...   (MaxText's settings); its last line is the answer, JSON.
 """
 
 import json
