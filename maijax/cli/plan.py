@@ -126,6 +126,10 @@ class Plan:
             found.append(one | {"seconds": seconds})
         return found
 
+    def unread(self) -> list[str]:
+        """Loops of the program whose trip count cannot be read."""
+        return list((self.told.get("work") or {}).get("unknown_loops", []))
+
     def verdict(self) -> str:
         estimate = self.estimate
         about = f"about {_seconds(estimate.step_seconds)} a step, {estimate.mfu:.0%} MFU (model)"
@@ -157,7 +161,7 @@ class Plan:
                 "compiler": {"compute": self.compute_seconds()} | self.told["seconds"],
                 "model": {part.what: part.seconds for part in estimate.times} | {"step": estimate.step_seconds},
             },
-            "traffic": {"compiler": self.traffic()},
+            "traffic": {"compiler": self.traffic(), "loops_counted_once": self.unread()},
             "run": {
                 "tokens_per_second_per_chip": estimate.tokens_per_chip, "mfu": estimate.mfu,
                 "days": estimate.days, "dollars": estimate.cost, "priced": self.topology.chip.priced,
@@ -177,6 +181,8 @@ class Plan:
                 rows(table, widths=fit(table, most=(46, 12) if len(table[0]) == 3 else (46, 12, 10)))
         print()
         paragraph(self.verdict())
+        if unread := self.unread():
+            paragraph(f"counted once, for want of their trip count: {len(unread)} loops ({', '.join(unread[:3])})")
         spent = self.told["seconds"]
         kept = ", kept from before" if self.told["kept"] else ""
         paragraph(f"compiled in {spent['compile']:.0f} s after {spent['lower']:.0f} s of tracing{kept}")
