@@ -30,8 +30,9 @@ MAY_IMPORT = {
     "optim": VALUES | {"optim"},
     "serve": VALUES | {"serve", "models", "parallel"},
     "train": ARITHMETIC | {"train", "serve", "models", "data", "optim", "parallel", "registry", "provenance"},
-    "plan": ARITHMETIC | {"plan", "registry", "train", "models", "data", "optim", "parallel"},
-    "cli": ARITHMETIC | {"cli", "plan", "train", "serve", "data", "parallel", "registry", "provenance", "", "models"},
+    "plan": ARITHMETIC | {"plan", "registry", "hardware", "train", "models", "data", "optim", "parallel"},
+    "cli": ARITHMETIC | {"cli", "plan", "hardware", "train", "serve", "data", "parallel", "registry",
+                         "provenance", "", "models"},
     "__init__": set(),
     "__main__": {"cli"},
 }
