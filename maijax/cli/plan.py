@@ -14,6 +14,7 @@ from maijax.cli import choose
 from maijax.cli.table import count, fit, paragraph, rows
 from maijax.config import Experiment
 from maijax.data import cachedir
+from maijax.errors import RunError
 from maijax.hardware import GiB, Topology
 from maijax.plan import arithmetic, checks, compiling, links, search
 from maijax.plan.arithmetic import Estimate

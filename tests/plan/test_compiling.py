@@ -136,6 +136,21 @@ def test_a_search_compiles_the_best_and_says_why_others_lose(compiler, capsys):
     assert len(found["best"]) == 3 and found["losers"] and found["tried"] > 3
 
 
+def test_a_search_goes_on_after_a_layout_that_does_not_compile(compiler, monkeypatch, capsys):
+    calls, told, _ = compiler
+
+    def compile_(experiment, where, say):
+        calls.append(experiment.mesh)
+        if len(calls) == 1:
+            raise RunError("the step does not compile")
+        return told[0]
+
+    monkeypatch.setattr(compiling, "_compile", compile_)
+    assert cli.main(["plan", "phi_125m", "--topology", "v5e:2x2", "--search"]) == 0
+    out = capsys.readouterr().out
+    assert len(calls) == 3 and "the step does not compile" in out and "take " in out
+
+
 @pytest.mark.parametrize(("words", "line"), [
     ("plan phi_tiny --topology v5z:2x2", "maijax: topology 'v5z:2x2': no chip 'v5z'; did you mean"),
     ("plan phi_tiny", "maijax: the following arguments are required: --topology"),
