@@ -109,12 +109,25 @@ class Plan:
         return " x ".join(f"{axis} {ways}" for axis, ways in sizes if ways > 1) or "one device"
 
     def compute_seconds(self) -> float | None:
-        """Of the compiler's cycles and of our kernels' FLOPs, if it estimates cycles."""
+        """Of the compiler's cycles and, by the model, of our kernels, if it estimates cycles."""
         work, chip = self.told.get("work"), self.topology.chip
         if work is None or work["cycles"] is None:
             return None
-        kernels = work["kernel_flops"] / (chip.device_flops * chip.efficiency * arithmetic.SCORES)
-        return work["cycles"] / chip.clock + kernels
+        return work["cycles"] / chip.clock + self.kernel_seconds()
+
+    def kernel_seconds(self) -> float:
+        """Of the kernels in the program, which the compiler does not estimate: attention's, and the experts'."""
+        names = self.told["work"]["kernel_names"]
+        attention = [name for name in names if "splash" in name or "attention" in name]
+        used = {"scores"} if attention else set()
+        used |= {"experts"} if len(attention) < len(names) else set()
+        laid = links.lay(self.topology, self.told["mesh"])
+        tokens = self.estimate.tokens / self.topology.devices
+        return sum(
+            tokens * (part.forward * (2 if part.rerun else 1) + part.backward)
+            / (self.topology.chip.device_flops * arithmetic.efficiency(self.experiment, laid, part.name))
+            for part in self.estimate.parts if part.name in used
+        )
 
     def traffic(self) -> list[dict[str, Any]]:
         """The compiled collectives, each with the time it takes over this machine's links if nothing else runs."""
@@ -207,7 +220,7 @@ class Plan:
         table.append(("  step", f"{self.estimate.step_seconds:.3g}", "model"))
         if (compute := self.compute_seconds()) is not None:
             work = self.told["work"]
-            kernels = f", and {work['kernels']:,} kernel calls by their FLOPs" if work["kernels"] else ""
+            kernels = f", and {work['kernels']:,} kernel calls by the model" if work["kernels"] else ""
             table.append(("  compute alone, of the program's cycles", f"{compute:.3g}", f"compiler{kernels}"))
         if sent := self.traffic():
             alone = sum(one["seconds"] for one in sent)
