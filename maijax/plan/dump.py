@@ -58,7 +58,8 @@ def work(program: Program, mesh: Mapping[str, int]) -> Work:
             if cost := re.search(r'"cost_estimate":\{[^}]*"flops":"?(\d+)', one.attributes):
                 flops += times * float(cost.group(1))
     return Work(
-        cycles=cycles if estimated else None, kernels=kernels, kernel_names=tuple(sorted(names)), kernel_flops=flops,
+        cycles=cycles if estimated else None,
+        kernels=kernels, kernel_names=tuple(sorted(names)), kernel_flops=flops,
         unknown_loops=tuple(program.unknown_loops()), traffic=tuple(collectives.read(program, mesh)),
     )
 

@@ -17,7 +17,8 @@ TOLD = {
     "memory": {"parameters": 2**30, "optimizer": 2**31, "batch": 1024, "arguments": 3 * 2**30, "outputs": 3 * 2**30,
                "aliased": 3 * 2**30, "temporaries": 2**30, "code": 2**20, "peak": 4 * 2**30},
     "seconds": {"lower": 1.0, "compile": 2.0}, "largest": [{"bytes": 2**29, "holds": "f32[8,4], bf16[2]"}],
-    "work": {"cycles": 1_500_000, "kernels": 2, "kernel_names": ["splash_mha_fwd"], "kernel_flops": 0.0, "unknown_loops": [], "traffic": [
+    "work": {"cycles": 1_500_000, "kernels": 2, "kernel_names": ["splash_mha_fwd"], "kernel_flops": 0.0,
+             "unknown_loops": [], "traffic": [
         {"kind": "all-gather", "axes": ["fsdp"], "ways": 4, "times": 24, "sent": 2**28}]},
 }
 
