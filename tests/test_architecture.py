@@ -122,7 +122,8 @@ def test_no_drawers():
                 or p.stem.endswith("_lib")]
 
 
-@pytest.mark.parametrize("words", [["list"], ["show", "mai_500b"], ["diff", "phi_tiny", "mai_500b"], ["run", "--help"]])
+@pytest.mark.parametrize("words", [["list"], ["show", "mai_500b"], ["diff", "phi_tiny", "mai_500b"], ["run", "--help"],
+                                   ["doctor", "mai_70b", "--topology", "v5p:8x8x8"]])
 def test_quick_verbs_load_only_the_standard_library(words):
     program = (
         "import sys\nbefore = set(sys.modules)\nfrom maijax import cli\n"

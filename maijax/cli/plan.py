@@ -9,13 +9,14 @@ import sys
 import time
 from typing import Any
 
-from maijax import plain, registry
+from maijax import overrides, plain, registry
 from maijax.cli import choose
 from maijax.cli.table import count, fit, paragraph, rows
 from maijax.config import Experiment
 from maijax.data import cachedir
+from maijax.errors import RunError
 from maijax.hardware import GiB, Topology
-from maijax.plan import arithmetic, checks, compiling, links
+from maijax.plan import arithmetic, checks, compiling, links, search
 from maijax.plan.arithmetic import Estimate
 
 _COMPILED = 3  # of a search's best layouts
@@ -27,9 +28,7 @@ def plan(args: argparse.Namespace) -> int:
     experiment, _ = choose.experiment(args)
     topology = registry.topology(args.topology, args.slices)
     if args.search:
-        from maijax.cli import plan_search
-
-        return plan_search.search(experiment, topology, as_json=args.json, most=_COMPILED)
+        return _search(experiment, topology, as_json=args.json)
     checks.demand(experiment, topology)
     found = Plan.make(experiment, topology)
     if args.json:
@@ -37,6 +36,45 @@ def plan(args: argparse.Namespace) -> int:
     else:
         found.print()
     return 0 if found.fits else 1
+
+
+def _search(experiment: Experiment, topology: Topology, *, as_json: bool) -> int:
+    """Ranks layouts by arithmetic and compiles the best few; returns 0 if one of them fits."""
+    found = search.search(experiment, topology, best=_COMPILED)
+    if not as_json:
+        print(f"{experiment.name} on {topology.title}: {found.tried:,} layouts tried; {found.too_large:,} need more "
+              f"memory than\nthere is, {found.refused:,} do not divide, {found.slower:,} are slower than these")
+    plans: list[Plan] = []
+    failed: list[tuple[str, str]] = []
+    for layout in found.best:
+        try:
+            plans.append(made := Plan.make(layout.experiment, topology))
+        except RunError as error:
+            failed.append((layout.text, str(error)))
+            continue
+        if not as_json:
+            print(f"\n{layout.text}")
+            print(f"  --set {' --set '.join(settings(experiment, layout.experiment))}")
+            paragraph(made.verdict())
+    losers = [*failed, *((loser.text, loser.why) for loser in found.losers)]
+    if as_json:
+        print(json.dumps({
+            "tried": found.tried, "too_large": found.too_large, "refused": found.refused, "slower": found.slower,
+            "best": [made.plain() for made in plans], "losers": [{"layout": a, "why": b} for a, b in losers],
+        }, indent=1))
+    else:
+        if losers:
+            print("\nnot taken")
+            rows([(f"  {text}", why) for text, why in losers], widths=fit(losers, most=(46,)))
+        fitting = [made for made in plans if made.fits]
+        print()
+        paragraph(f"take {fitting[0].layout}: {fitting[0].verdict()}" if fitting else "none of these fits")
+    return 0 if any(made.fits for made in plans) else 1
+
+
+def settings(before: Experiment, after: Experiment) -> list[str]:
+    """What to write after --set to come from one experiment to the other."""
+    return [f"{path}={overrides.show(new)}" for path, (_, new) in plain.diff(before, after).items()]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,12 +109,25 @@ class Plan:
         return " x ".join(f"{axis} {ways}" for axis, ways in sizes if ways > 1) or "one device"
 
     def compute_seconds(self) -> float | None:
-        """Of the compiler's cycles and of our kernels' FLOPs, if it estimates cycles."""
+        """Of the compiler's cycles and, by the model, of our kernels, if it estimates cycles."""
         work, chip = self.told.get("work"), self.topology.chip
         if work is None or work["cycles"] is None:
             return None
-        kernels = work["kernel_flops"] / (chip.device_flops * chip.efficiency * arithmetic.SCORES)
-        return work["cycles"] / chip.clock + kernels
+        return work["cycles"] / chip.clock + self.kernel_seconds()
+
+    def kernel_seconds(self) -> float:
+        """Of the kernels in the program, which the compiler does not estimate: attention's, and the experts'."""
+        names = self.told["work"]["kernel_names"]
+        attention = [name for name in names if "splash" in name or "attention" in name]
+        used = {"scores"} if attention else set()
+        used |= {"experts"} if len(attention) < len(names) else set()
+        laid = links.lay(self.topology, self.told["mesh"])
+        tokens = self.estimate.tokens / self.topology.devices
+        return sum(
+            tokens * (part.forward * (2 if part.rerun else 1) + part.backward)
+            / (self.topology.chip.device_flops * arithmetic.efficiency(self.experiment, laid, part.name))
+            for part in self.estimate.parts if part.name in used
+        )
 
     def traffic(self) -> list[dict[str, Any]]:
         """The compiled collectives, each with the time it takes over this machine's links if nothing else runs."""
@@ -87,6 +138,10 @@ class Plan:
             seconds = laid.seconds(one["kind"], one["axes"], one["sent"] / per_byte) if per_byte else 0.0
             found.append(one | {"seconds": seconds})
         return found
+
+    def unread(self) -> list[str]:
+        """Loops of the program whose trip count cannot be read."""
+        return list((self.told.get("work") or {}).get("unknown_loops", []))
 
     def verdict(self) -> str:
         estimate = self.estimate
@@ -119,7 +174,7 @@ class Plan:
                 "compiler": {"compute": self.compute_seconds()} | self.told["seconds"],
                 "model": {part.what: part.seconds for part in estimate.times} | {"step": estimate.step_seconds},
             },
-            "traffic": {"compiler": self.traffic()},
+            "traffic": {"compiler": self.traffic(), "loops_counted_once": self.unread()},
             "run": {
                 "tokens_per_second_per_chip": estimate.tokens_per_chip, "mfu": estimate.mfu,
                 "days": estimate.days, "dollars": estimate.cost, "priced": self.topology.chip.priced,
@@ -139,6 +194,8 @@ class Plan:
                 rows(table, widths=fit(table, most=(46, 12) if len(table[0]) == 3 else (46, 12, 10)))
         print()
         paragraph(self.verdict())
+        if unread := self.unread():
+            paragraph(f"counted once, for want of their trip count: {len(unread)} loops ({', '.join(unread[:3])})")
         spent = self.told["seconds"]
         kept = ", kept from before" if self.told["kept"] else ""
         paragraph(f"compiled in {spent['compile']:.0f} s after {spent['lower']:.0f} s of tracing{kept}")
@@ -163,7 +220,7 @@ class Plan:
         table.append(("  step", f"{self.estimate.step_seconds:.3g}", "model"))
         if (compute := self.compute_seconds()) is not None:
             work = self.told["work"]
-            kernels = f", and {work['kernels']:,} kernel calls by their FLOPs" if work["kernels"] else ""
+            kernels = f", and {work['kernels']:,} kernel calls by the model" if work["kernels"] else ""
             table.append(("  compute alone, of the program's cycles", f"{compute:.3g}", f"compiler{kernels}"))
         if sent := self.traffic():
             alone = sum(one["seconds"] for one in sent)
@@ -213,8 +270,8 @@ class Words:
 
 def _gib(number: float) -> str:
     size = number / GiB
-    return f"{size:.1f}" if size >= 10 else f"{size:.3g}"
+    return f"{size:.1f}" if size >= 10 else f"{size:.3f}"
 
 
 def _seconds(number: float) -> str:
-    return f"{number:.0f} s" if number >= 9.5 else f"{number * 1e3:.0f} ms" if number < 0.95 else f"{number:.1f} s"
+    return f"{number:.0f} s" if number >= 9.5 else f"{number:.1f} s" if number >= 0.95 else f"{number * 1e3:.3g} ms"

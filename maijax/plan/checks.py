@@ -13,7 +13,7 @@ def problems(experiment: Experiment, topology: Topology) -> list[str]:
     try:
         mesh = experiment.mesh.shape(topology.devices)
     except UserError as error:
-        return [f"{topology.title}: {error}"]
+        return [str(error).removeprefix("mesh: ")]
     found = rules.problems(experiment, mesh)
     if mesh["replica"] % topology.slices:
         found.append(

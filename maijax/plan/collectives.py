@@ -15,6 +15,9 @@ _KINDS = {
     "all-to-all": "all-to-all", "ragged-all-to-all": "all-to-all", "collective-permute": "permute",
     "collective-broadcast": "broadcast",
 }
+_GROUPS = re.compile(
+    r"replica_groups=(mesh\[.*?\}|\[[\d,]+\]<=\[[\d,]+\](?:T\([\d,]+\))?|\{\{.*?\}\}|\{\})"
+)
 _IOTA = re.compile(r"^\[([\d,]+)\](?:T\(([\d,]+)\))?$")
 
 
@@ -80,8 +83,7 @@ def _sent(one: Instruction, kind: str, ways: int) -> float:
 def _group(one: Instruction, mesh: Mapping[str, int]) -> list[list[int]]:
     """One group of devices that talk with each other, by their place in the mesh."""
     devices = math.prod(mesh.values())
-    lists, mesh, iota = r".*?\}\}|\{\}", r"mesh\[.*?\}", r"\[[\d,]+\]<=\[[\d,]+\](?:T\([\d,]+\))?"
-    found = re.search(rf"replica_groups=({lists}|{mesh}|{iota})", one.attributes)
+    found = _GROUPS.search(one.attributes)
     text = found.group(1) if found else "{}"
     if text.startswith("mesh"):
         return [_of_mesh(text)]

@@ -26,7 +26,8 @@ class Work:
 
     cycles: int | None  # of all but kernels and collectives, by the compiler's own estimate (TPU)
     kernels: int  # calls of kernels of our own, which the compiler does not estimate
-    kernel_flops: float  # that these kernels say they need
+    kernel_names: tuple[str, ...]
+    kernel_flops: float  # that these kernels say they need; 0 where they say nothing
     unknown_loops: tuple[str, ...]  # counted once, for want of their trip count
     traffic: tuple[collectives.Traffic, ...]
 
@@ -42,6 +43,7 @@ def read(folder: Path, mesh: Mapping[str, int]) -> Work | None:
 
 def work(program: Program, mesh: Mapping[str, int]) -> Work:
     cycles = kernels = 0
+    names: set[str] = set()
     flops = 0.0
     estimated = False
     for one, times, _, fused in program.visits():
@@ -52,10 +54,12 @@ def work(program: Program, mesh: Mapping[str, int]) -> Work:
             cycles += times * int(found.group(1))
         elif one.op == "custom-call" and _KERNEL in one.attributes:
             kernels += times
+            names.add(one.name.partition(".")[0])
             if cost := re.search(r'"cost_estimate":\{[^}]*"flops":"?(\d+)', one.attributes):
                 flops += times * float(cost.group(1))
     return Work(
-        cycles=cycles if estimated else None, kernels=kernels, kernel_flops=flops,
+        cycles=cycles if estimated else None,
+        kernels=kernels, kernel_names=tuple(sorted(names)), kernel_flops=flops,
         unknown_loops=tuple(program.unknown_loops()), traffic=tuple(collectives.read(program, mesh)),
     )
 

@@ -18,7 +18,7 @@ _BYTES = {
 }
 _ARRAY = re.compile(r"\b([a-z]+\d*(?:e\d+m\d+\w*)?)\[([\d,]*)\]")
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
-_LINE = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = ")
+_LINE = re.compile(r"^  (?:ROOT )?%?([\w.\-]+) = ")
 _CALLED = re.compile(r"\b(?:calls|to_apply|called_computations)=\{?%?([\w.\-]+)")
 _ENTERED = ("call", "async-start")  # run their computation as a whole, once
 
@@ -148,16 +148,20 @@ class Program:
 def parse(text: str) -> Program:
     """The program of an HLO module's text, as compilers dump it; lines of another form are passed over."""
     computations: dict[str, list[Instruction]] = {}
-    entry, current = "", None
+    entry, name = "", None
+    written: list[str] = []  # an instruction may go on over lines: a kernel's metadata has line breaks
     for line in text.splitlines():
-        if current is None:
+        if name is None:
             if head := _HEAD.match(line):
-                current = computations.setdefault(head.group(2), [])
-                entry = head.group(2) if head.group(1) else entry
-        elif line.startswith("}"):
-            current = None
-        elif (one := _instruction(line)) is not None:
-            current.append(one)
+                name = head.group(2)
+                entry = name if head.group(1) else entry
+        elif line.rstrip() == "}":
+            computations[name] = [one for text in written if (one := _instruction(text)) is not None]
+            name, written = None, []
+        elif _LINE.match(line):
+            written.append(line)
+        elif written:
+            written[-1] += line
     return Program(computations=computations, entry=entry)
 
 

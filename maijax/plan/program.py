@@ -63,9 +63,13 @@ def held(tree: Any) -> int:
 def memory(made: Step, compiled: Any) -> dict[str, int]:
     """Bytes on one device: what goes in, exactly and as the compiler lays it out, and what the step takes besides."""
     found = compiled.memory_analysis()
-    # A compiler that gives no peak holds its temporaries beside everything that goes in or comes out.
-    outside = found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
-    peak = getattr(found, "peak_memory_in_bytes", 0) or outside + found.temp_size_in_bytes
+    peak = found.peak_memory_in_bytes
+    if {device.platform for device in made.state.step.sharding.device_set} == {"cpu"} or not peak:
+        # There it leaves out the temporaries, which lie beside everything that goes in or comes out.
+        peak = (
+            found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
+            + found.temp_size_in_bytes
+        )
     return arguments(made) | {
         "arguments": found.argument_size_in_bytes,
         "outputs": found.output_size_in_bytes,

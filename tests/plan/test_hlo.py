@@ -72,7 +72,9 @@ HloModule jit_step, is_scheduled=true
   %start = (bf16[4,64]{1,0}, bf16[8,64]{1,0}) fusion(%rows), kind=kCustom, calls=%started
   %done = bf16[8,64]{1,0} fusion(%rows), kind=kCustom, calls=%carried_on, backend_config={"estimated_cycles":"1000"}
   %scattered = bf16[4,64]{1,0} fusion(%done), kind=kCustom, calls=%all-reduce-scatter.1
-  %kernel = bf16[4,64]{1,0} custom-call(%rows), custom_call_target="tpu_custom_call", backend_config={"custom_call_config":{"body":"x","cost_estimate":{"flops":"50","bytes_accessed":"1"}}}
+  %kernel = bf16[4,64]{1,0} custom-call(%rows), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
+"block": {\\"q\\": 512}
+}}, backend_config={"custom_call_config":{"body":"x","cost_estimate":{"flops":"50","bytes_accessed":"1"}}}
   %zero = s32[] constant(0)
   %five = s32[] constant(5)
   %entered = (s32[], s32[]) tuple(%zero, %five)
@@ -113,7 +115,7 @@ def test_a_body_counts_as_often_as_its_loop_goes_round():
     assert program.unknown_loops() == []
     found = dump.work(program, SIZES)
     assert found.cycles == 20 * 1000 + 20 * 3 * 100  # what is fused runs with its fusion
-    assert (found.kernels, found.kernel_flops) == (20, 20 * 50)
+    assert (found.kernels, found.kernel_names, found.kernel_flops) == (20, ("kernel",), 20 * 50)
 
 
 def test_collectives_by_kind_and_axis():
