@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 
 from maijax.config import ModelConfig
 from maijax.models import cache as caches
@@ -28,6 +29,9 @@ from maijax.parallel import embedding
 from maijax.parallel.attention import over_devices
 from maijax.parallel.sharding import constrain, spread
 from maijax.weights import Weight, declare
+
+
+LAYER_INPUT = "layer_input"  # what rematerialisation may keep elsewhere
 
 
 class Sight(NamedTuple):
@@ -151,6 +155,7 @@ class Block(Declared):
         def part(module: type[Declared], name: str) -> Any:
             return module(cfg=self.cfg, dtype=self.dtype, root=f"{self.root}/{name}", name=name)
 
+        x_BSD = checkpoint_name(x_BSD, LAYER_INPUT)
         # Where heads and mlp are shared out, so are the tokens between: each sum over them ends in a scatter.
         normed_BSD = constrain(part(Norm, "attention_norm")(x_BSD), "batch", "sequence", "embed")
         out_BSD, new = part(Attention, "attention")(normed_BSD, stored, sight)

@@ -17,7 +17,7 @@ from flax import linen as nn
 from maijax.config import ModelConfig
 from maijax.models import cache as caches
 from maijax.models import rope
-from maijax.models.blocks import Block, Embed, Head, Norm, Sight
+from maijax.models.blocks import LAYER_INPUT, Block, Embed, Head, Norm, Sight
 from maijax.models.cache import Cache
 from maijax.models.initial import sample
 from maijax.parallel import order, pipeline
@@ -32,6 +32,10 @@ UNROLL_ON_CPU = 16  # layers; up to here unrolling pays for its compile time (ab
 REMAT_POLICIES = {
     "full": None,  # only the layer's input
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # linear outputs, not scores
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(  # as full, in the host's memory
+        names_which_can_be_saved=[], names_which_can_be_offloaded=[LAYER_INPUT], offload_src="device",
+        offload_dst="pinned_host",
+    ),
 }
 
 
