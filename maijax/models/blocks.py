@@ -50,12 +50,15 @@ class Declared(nn.Module):
     dtype: Any
     root: str
 
-    def weight(self, name: str, dtype: Any = None) -> jax.Array:
+    def weight(self, name: str, dtype: Any = None, *, gather: bool = True) -> jax.Array:
         weight = _declared(self.cfg)[f"{self.root}/{name}"]
         shape = weight.sizes[weight.letters.startswith("L") :]  # nn.scan adds the layers
         value = self.param(name, lambda key: sample(weight, key, shape))
+        value = value.astype(dtype or self.dtype)
+        if not gather:
+            return value
         # Cast, then gathered from the devices that share it: half the bytes travel.
-        return constrain(value.astype(dtype or self.dtype), *weight.logical_axes[len(weight.sizes) - len(shape) :])
+        return constrain(value, *weight.logical_axes[len(weight.sizes) - len(shape) :])
 
 
 class Norm(Declared):
@@ -120,7 +123,7 @@ class MoE(Declared):
         routing = moe.route(
             x_BSD, self.weight("w_router", jnp.float32), self.weight("router_bias", jnp.float32), options
         )
-        w_gate, w_up, w_down = (self.weight(name) for name in ("w_gate", "w_up", "w_down"))
+        w_gate, w_up, w_down = (self.weight(name, gather=False) for name in ("w_gate", "w_up", "w_down"))
         out_BSD = moe.experts(
             x_BSD, routing, w_gate, w_up, w_down, activation=self.cfg.activation, kernels=self.cfg.kernels
         )
