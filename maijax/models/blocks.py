@@ -132,7 +132,8 @@ class MoE(Declared):
         routing = moe.route(
             x_BSD, self.weight("w_router", jnp.float32), self.weight("router_bias", jnp.float32), options
         )
-        w_gate, w_up, w_down = (self.weight(name) for name in ("w_gate", "w_up", "w_down"))
+        # Cast, and gathered where they are used.
+        w_gate, w_up, w_down = (self.stored(name).astype(self.dtype) for name in ("w_gate", "w_up", "w_down"))
         out_BSD = moe.experts(
             x_BSD, routing, w_gate, w_up, w_down, activation=self.cfg.activation, kernels=self.cfg.kernels
         )

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec
 
 from maijax.parallel.sharding import Layout, spread
 
@@ -53,14 +54,17 @@ def mixture(
 
     Tokens lie as the residual stream does: peers on `tensor` hold different ones. Without `expert` they gather
     their tokens, multiply with their slices of the width and scatter the sums; with it each sends its own tokens
-    out, and the peers at the other end gather what arrives.
+    out, and the peers at the other end gather what arrives. The weights are in the compute dtype and need not be
+    gathered.
     """
     where = layout.spec(("batch", "residual_sequence", None), x_BSD.shape, "tokens of a mixture")
-    w_gate_EDM, _, w_down_EMD = weights
-    wide = layout.spec(("act_expert", "act_embed", "act_mlp"), w_gate_EDM.shape, "experts of a mixture")
-    narrow = layout.spec(("act_expert", "act_mlp", "act_embed"), w_down_EMD.shape, "experts of a mixture")
+    specs, shared = _weight_specs(layout, weights)
 
     def here(x_bsD: jax.Array, experts_bsC: jax.Array, gates_bsC: jax.Array, held: Weights) -> jax.Array:
+        if shared:
+            w_gate, w_up, w_down = held
+            gather = functools.partial(lax.all_gather, axis_name=shared, tiled=True)
+            held = gather(w_gate, axis=1), gather(w_up, axis=1), gather(w_down, axis=2)
         x_TD, experts_TC, gates_TC = (a.reshape(-1, a.shape[-1]) for a in (x_bsD, experts_bsC, gates_bsC))
         if layout.ways("expert") > 1:
             out_TD = _exchanged(layout, x_TD, experts_TC, gates_TC, held, rows)
@@ -70,9 +74,24 @@ def mixture(
         return out_TD.reshape(x_bsD.shape)
 
     return jax.shard_map(
-        here, mesh=layout.mesh, in_specs=(where, where, where, (wide, wide, narrow)), out_specs=where,
-        check_vma=False,
+        here, mesh=layout.mesh, in_specs=(where, where, where, specs), out_specs=where, check_vma=False
     )(x_BSD, experts_BSC, gates_BSC, weights)
+
+
+def _weight_specs(layout: Layout, weights: Weights) -> tuple[tuple[PartitionSpec, ...], tuple[str, ...]]:
+    """How the weights come in, and the mesh axes over which D is still to be gathered.
+
+    They come as they lie, and are gathered inside: only so are their gradients scattered, where the compiler would
+    sum them for every device and keep a part. A pipeline has gathered them before.
+    """
+    staged = layout.ways("stage") > 1
+    D = "act_embed" if staged else "embed"
+    letters = (("expert", D, "mlp"), ("expert", D, "mlp"), ("expert", "mlp", D))
+    specs = tuple(
+        layout.spec(axes, w.shape, "experts of a mixture") for axes, w in zip(letters, weights, strict=True)
+    )
+    taken = layout.axes("expert")
+    return specs, () if staged else tuple(a for a in layout.axes("embed") if a not in taken)
 
 
 def _gather(layout: Layout, rows: jax.Array) -> jax.Array:
