@@ -30,7 +30,6 @@ from maijax.parallel.attention import over_devices
 from maijax.parallel.sharding import constrain, spread
 from maijax.weights import Weight, declare
 
-
 LAYER_INPUT = "layer_input"  # what rematerialisation may keep elsewhere
 
 
