@@ -120,9 +120,10 @@ class MoE(Declared):
     def __call__(self, x_BSD: jax.Array, valid_BS: jax.Array | None) -> tuple[jax.Array, moe.RouterStats]:
         options = self.cfg.moe
         assert options is not None and self.cfg.kernels != "auto"
-        routing = moe.route(
-            x_BSD, self.weight("w_router", jnp.float32), self.weight("router_bias", jnp.float32), options
-        )
+        # The router is whole on every device: each routes its own tokens to all experts.
+        w_router = constrain(self.weight("w_router", jnp.float32, gather=False), None, None)
+        bias = constrain(self.weight("router_bias", jnp.float32, gather=False), None)
+        routing = moe.route(x_BSD, w_router, bias, options)
         w_gate, w_up, w_down = (self.weight(name, gather=False) for name in ("w_gate", "w_up", "w_down"))
         out_BSD = moe.experts(
             x_BSD, routing, w_gate, w_up, w_down, activation=self.cfg.activation, kernels=self.cfg.kernels
