@@ -6,23 +6,31 @@ in float32 whatever the compute dtype.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 
 from maijax.config import ModelConfig
 from maijax.models import cache as caches
 from maijax.models import moe, rope
 from maijax.models.attention import attend
+from maijax.models.flash import Rule
 from maijax.models.initial import sample
+from maijax.models.kernels import Local
 from maijax.models.linear import linear
 from maijax.models.mlp import gated_mlp
 from maijax.models.norm import layer_norm, rms_norm
-from maijax.parallel.sharding import constrain
+from maijax.parallel import embedding
+from maijax.parallel.attention import over_devices
+from maijax.parallel.sharding import constrain, spread
 from maijax.weights import Weight, declare
+
+LAYER_INPUT = "layer_input"  # what rematerialisation may keep elsewhere
 
 
 class Sight(NamedTuple):
@@ -50,15 +58,17 @@ class Declared(nn.Module):
     dtype: Any
     root: str
 
-    def weight(self, name: str, dtype: Any = None, *, gather: bool = True) -> jax.Array:
+    def stored(self, name: str) -> jax.Array:
+        """A weight as it lies at rest, float32."""
         weight = _declared(self.cfg)[f"{self.root}/{name}"]
         shape = weight.sizes[weight.letters.startswith("L") :]  # nn.scan adds the layers
-        value = self.param(name, lambda key: sample(weight, key, shape))
-        value = value.astype(dtype or self.dtype)
-        if not gather:
-            return value
+        return self.param(name, lambda key: sample(weight, key, shape))
+
+    def weight(self, name: str, dtype: Any = None) -> jax.Array:
+        """A weight to be used."""
+        weight, value = _declared(self.cfg)[f"{self.root}/{name}"], self.stored(name)
         # Cast, then gathered from the devices that share it: half the bytes travel.
-        return constrain(value, *weight.logical_axes[len(weight.sizes) - len(shape) :])
+        return constrain(value.astype(dtype or self.dtype), *weight.logical_axes[len(weight.sizes) - value.ndim :])
 
 
 class Norm(Declared):
@@ -86,13 +96,10 @@ class Attention(Declared):
         q_BSHK = constrain(rope.rotate(q_BSHK, sight.turn), "batch", "sequence", "heads", "head_dim")
         k_BSGK = constrain(rope.rotate(k_BSGK, sight.turn), "batch", "sequence", "kv_heads", "head_dim")
         v_BSGK = constrain(v_BSGK, "batch", "sequence", "kv_heads", "head_dim")
-        see = functools.partial(
-            attend, window=options.window, softcap=options.softcap, scale=options.head_dim**-0.5
-        )
+        rule = Rule(window=options.window, softcap=options.softcap, scale=options.head_dim**-0.5)
         if stored is None:
             new = None
-            segments_BS = sight.segments_BS
-            out_BSHK = see(q_BSHK, k_BSGK, v_BSGK, q_segments_BS=segments_BS, k_segments_BT=segments_BS)
+            out_BSHK = over_devices(q_BSHK, k_BSGK, v_BSGK, sight.segments_BS, Local(rule, self.cfg.kernels))
         else:
             assert sight.positions_BS is not None
             new = (k_BSGK, v_BSGK)
@@ -100,9 +107,10 @@ class Attention(Declared):
                 caches.write(old, fresh, sight.positions_BS) for old, fresh in zip(stored, new, strict=True)
             )
             slots_BT = jnp.broadcast_to(jnp.arange(k_BTGK.shape[1], dtype=jnp.int32)[None], k_BTGK.shape[:2])
-            out_BSHK = see(
+            out_BSHK = attend(
                 q_BSHK, k_BTGK.astype(self.dtype), v_BTGK.astype(self.dtype),
                 q_positions_BS=jnp.maximum(sight.positions_BS, 0), k_positions_BT=slots_BT,
+                **dataclasses.asdict(rule),
             )
         out_BSHK = constrain(out_BSHK, "batch", "sequence", "heads", "head_dim")
         return linear(out_BSHK, self.weight("w_o"), contract=2), new
@@ -121,10 +129,10 @@ class MoE(Declared):
         options = self.cfg.moe
         assert options is not None and self.cfg.kernels != "auto"
         # The router is whole on every device: each routes its own tokens to all experts.
-        w_router = constrain(self.weight("w_router", jnp.float32, gather=False), None, None)
-        bias = constrain(self.weight("router_bias", jnp.float32, gather=False), None)
+        w_router, bias = constrain(self.stored("w_router"), None, None), constrain(self.stored("router_bias"), None)
         routing = moe.route(x_BSD, w_router, bias, options)
-        w_gate, w_up, w_down = (self.weight(name, gather=False) for name in ("w_gate", "w_up", "w_down"))
+        # Cast, and gathered where they are used.
+        w_gate, w_up, w_down = (self.stored(name).astype(self.dtype) for name in ("w_gate", "w_up", "w_down"))
         out_BSD = moe.experts(
             x_BSD, routing, w_gate, w_up, w_down, activation=self.cfg.activation, kernels=self.cfg.kernels
         )
@@ -147,6 +155,7 @@ class Block(Declared):
         def part(module: type[Declared], name: str) -> Any:
             return module(cfg=self.cfg, dtype=self.dtype, root=f"{self.root}/{name}", name=name)
 
+        x_BSD = checkpoint_name(x_BSD, LAYER_INPUT)
         # Where heads and mlp are shared out, so are the tokens between: each sum over them ends in a scatter.
         normed_BSD = constrain(part(Norm, "attention_norm")(x_BSD), "batch", "sequence", "embed")
         out_BSD, new = part(Attention, "attention")(normed_BSD, stored, sight)
@@ -162,6 +171,9 @@ class Block(Declared):
 class Embed(Declared):
     @nn.compact
     def __call__(self, tokens_BS: jax.Array) -> jax.Array:
+        layout = spread()
+        if layout is not None and embedding.fits(layout, tokens_BS.shape):
+            return embedding.lookup(self.stored("w_embed"), tokens_BS, layout, self.dtype)
         # Rows are gathered before the cast: a table of 100k rows is not copied for a few of them.
         return self.weight("w_embed", jnp.float32)[tokens_BS].astype(self.dtype)
 
@@ -171,4 +183,4 @@ class Head(Declared):
 
     @nn.compact
     def __call__(self) -> None:
-        self.weight("w_head", jnp.float32)
+        self.stored("w_head")
