@@ -128,9 +128,9 @@ class MoE(Declared):
     def __call__(self, x_BSD: jax.Array, valid_BS: jax.Array | None) -> tuple[jax.Array, moe.RouterStats]:
         options = self.cfg.moe
         assert options is not None and self.cfg.kernels != "auto"
-        routing = moe.route(
-            x_BSD, self.weight("w_router", jnp.float32), self.weight("router_bias", jnp.float32), options
-        )
+        # The router is whole on every device: each routes its own tokens to all experts.
+        w_router, bias = constrain(self.stored("w_router"), None, None), constrain(self.stored("router_bias"), None)
+        routing = moe.route(x_BSD, w_router, bias, options)
         # Cast, and gathered where they are used.
         w_gate, w_up, w_down = (self.stored(name).astype(self.dtype) for name in ("w_gate", "w_up", "w_down"))
         out_BSD = moe.experts(
