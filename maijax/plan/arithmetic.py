@@ -18,7 +18,7 @@ from maijax.hardware import Topology
 from maijax.plan import work
 from maijax.plan.held import groups, ways
 from maijax.plan.links import Links, lay
-from maijax.plan.memory import Bytes, Kind, memory, peak
+from maijax.plan.memory import Bytes, Kind, memory, offloaded, peak
 from maijax.plan.traffic import Collective, padded_layers, share, traffic
 
 SCORES = 0.65  # of a matmul's efficiency that attention kernels reach
@@ -28,6 +28,8 @@ EXPERTS = 0.67  # of a matmul's efficiency that products grouped by expert reach
 HIDDEN = 0.5
 # Rows of a grouped kernel's tile, the largest of which an expert has two: a tile in which two meet is computed twice.
 TILES = {"tpu": (512, 256, 128), "gpu": (128,)}
+# Bytes per second between a device and its host's memory, each way: half of a PCIe 4 link of 16 lanes, shared by two.
+HOST = 8e9
 USABLE = 0.94  # of a device's memory that a plan may fill; the rest is the compiler's and the runtime's
 
 _DAY = 86_400
@@ -175,6 +177,9 @@ def _times(
         Seconds("memory traffic beside products", beside), Seconds("optimizer", update),
         Seconds("idle in the pipeline", (needed + again + beside) * (turns - 1)),
     ]
+    if model.remat == "offload":  # beside the products, if it is not longer than they are
+        away = offloaded(experiment, links, width) / HOST
+        found.append(Seconds("layer inputs, to the host and back", max(0.0, away - busy / 3)))
     for what, is_early in dict.fromkeys((c.what, c.early) for c in collectives):
         mine = [c for c in collectives if c.what == what]
         axes = ", ".join(dict.fromkeys(a for c in mine for a in c.axes))

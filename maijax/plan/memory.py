@@ -18,7 +18,7 @@ from maijax.plan.traffic import BATCH, Share, exchanged_rows, share
 Kind = Literal["exact", "model"]
 When = Literal["always", "layers", "head"]  # while the backward pass is in the layers, or at the head
 
-_LOGITS = 64 * 2**20  # bytes of float32 logits at once, as the loss goes through the tokens in chunks
+_LOGITS = 2**28  # bytes of float32 logits at once, as the loss goes through the tokens in chunks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,12 +82,22 @@ def _activations(experiment: Experiment, links: Links, part: Share, width: int) 
     shared = (3 * model.d_model + heads + 2 * kv + 2 * hidden) / tensor
     # Float32 norms, the rotated heads, attention's output and row sums, the gated product, the gathered inputs.
     whole = shared + (4 * model.d_model + 2 * heads + kv + hidden) / tensor + 2 * model.d_model + rows
-    each = {"full": model.d_model / tensor, "dots": model.d_model / tensor + shared, "none": whole}[model.remat]
+    least = model.d_model / tensor
+    each = {"full": least, "offload": least, "dots": least + shared, "none": whole}[model.remat]
     tokens = part.rows * part.length
     in_flight = part.micro + mesh["stage"] - 1 if mesh["stage"] > 1 else 1
     outside = model.moe.first_dense if model.moe else 0
     kept = width * tokens * each * (part.layers * in_flight + outside * part.micro)
+    if model.remat == "offload":  # one layer's on its way, another's at work
+        kept = min(kept, width * tokens * each * 2)
     return kept, 2 * width * tokens * whole
+
+
+def offloaded(experiment: Experiment, links: Links, width: int) -> float:
+    """Bytes of layers' inputs that a device brings to its host's memory in a step, and back."""
+    part = share(experiment, links.mesh)
+    tokens = part.rows * part.length * part.micro * part.passes
+    return width * tokens * experiment.model.d_model / links.mesh["tensor"] * part.layers
 
 
 def _gathered(experiment: Experiment, links: Links, part: Share, width: int) -> tuple[float, Kind, When]:

@@ -129,9 +129,9 @@ def _tensor(experiment: Experiment, mesh: Mapping[str, int], part: Share, collec
     layers = part.layers + outside
     away = part.layers if model.moe and mesh["expert"] > 1 and not model.moe.shared_experts else 0.0
     gathers = 2 * layers - away  # of attention, and of the mlp or the shared experts
-    rerun = {"none": 0, "dots": 1, "full": 1}[model.remat]
+    rerun = 0 if model.remat == "none" else 1
     yield from collective("activations", "all-gather", ("tensor",), size, times * (gathers * (2 + rerun) + 1))
-    rerun = 1 if model.remat == "full" else 0
+    rerun = 1 if model.remat in ("full", "offload") else 0
     yield from collective("activations", "reduce-scatter", ("tensor",), size, times * (gathers * (2 + rerun) + 1))
 
 

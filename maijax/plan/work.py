@@ -9,10 +9,12 @@ from maijax.config import ModelConfig
 
 # Parts whose forward pass is run again before the backward pass. A layer's last product is not needed to go back
 # through it, so "full" leaves out `down`; grouped products are not among the dots that "dots" keeps.
+_FULL = frozenset({"qkv", "scores", "out", "router", "gate_up", "experts"})
 RERUN: Mapping[str, frozenset[str]] = {
     "none": frozenset(),
     "dots": frozenset({"scores", "experts"}),
-    "full": frozenset({"qkv", "scores", "out", "router", "gate_up", "experts"}),
+    "full": _FULL,
+    "offload": _FULL,
 }
 # Attention kernels keep row sums, not scores: going back they multiply q k^T once more, 5 products for 2.
 _SCORES_BACKWARD = 2.5

@@ -16,7 +16,7 @@ from maijax.train.loss_chunks import Head
 # Float32 logits held at once by a device, in bytes. On CPU one chunk is as fast as eight; an accelerator is kept
 # busier by larger products, and adds up the head's gradient in fewer passes over it.
 _LOGIT_BYTES = 64 * 2**20
-_ACCELERATOR_LOGIT_BYTES = 2**30
+_ACCELERATOR_LOGIT_BYTES = 2**28
 
 
 class CrossEntropy(NamedTuple):
