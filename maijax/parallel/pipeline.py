@@ -65,7 +65,9 @@ def run(
         first_BSD = jax.lax.dynamic_index_in_dim(pool_PBSD, which, keepdims=False)
         now_BSD = constrain(jnp.where(stage == 0, first_BSD, came_BSD), "batch", "residual_sequence", "embed")
         w_C = jax.tree.map(lambda w: _pick(w, turn), w_RC)
-        sight = jax.tree.map(lambda a: _pick(a, which), sight_P)
+        sight = jax.tree.map(
+            lambda a: constrain(_pick(a, which), "batch", "sequence", *(None,) * (a.ndim - 3)), sight_P
+        )
 
         def one(x_BSD: jax.Array, at: tuple[Any, jax.Array]) -> tuple[jax.Array, Any]:
             weights, index = at
@@ -112,14 +114,25 @@ def _by_stage(w: jax.Array, declared: Weight, layout: Layout, runs: tuple[int, i
     if declared.group == "hidden":
         w = w.astype(dtype)
     w = jnp.pad(w, ((0, repeats * count * length - w.shape[0]),) + ((0, 0),) * (w.ndim - 1))
-    w = w.reshape(repeats, count, length, *w.shape[1:]).swapaxes(0, 1)
-    rest = layout.spec(declared.logical_axes, declared.sizes, declared.path)[1:]
-    without = [tuple(a for a in _names(part) if a != "stage") or None for part in rest]
-    gathered = layout.spec(used(declared.logical_axes[1:]), declared.sizes[1:], declared.path)
-    for spec in (without, gathered):  # one exchange at a time, or the compiler copies all to everyone
-        where = NamedSharding(layout.mesh, PartitionSpec("stage", None, None, *spec))
-        w = jax.lax.with_sharding_constraint(w, where)
-    return w
+    w = w.reshape(repeats, count, length, *w.shape[1:])
+    rest = [_names(part) for part in layout.spec(declared.logical_axes, declared.sizes, declared.path)[1:]]
+    split = next((3 + dim for dim, names in enumerate(rest) if "stage" in names), None)
+
+    def exchange(w: jax.Array) -> jax.Array:
+        if split is None:  # copied to every stage: each takes its own
+            return jax.lax.dynamic_index_in_dim(w, jax.lax.axis_index("stage"), axis=1)
+        return jax.lax.all_to_all(w, "stage", split_axis=1, concat_axis=split, tiled=True)
+
+    # By hand: the compiler would copy all to everyone first.
+    without = [tuple(a for a in names if a != "stage") or None for names in rest]
+    w = jax.shard_map(
+        exchange, mesh=layout.mesh, in_specs=PartitionSpec(None, None, None, *(names or None for names in rest)),
+        out_specs=PartitionSpec(None, "stage", None, *without), check_vma=False,
+    )(w).swapaxes(0, 1)
+    axes = [None] * len(rest) if declared.group == "router" else used(declared.logical_axes[1:])
+    gathered = layout.spec(axes, declared.sizes[1:], declared.path)
+    where = NamedSharding(layout.mesh, PartitionSpec("stage", None, None, *gathered))
+    return jax.lax.with_sharding_constraint(w, where)
 
 
 def _names(part: Any) -> tuple[str, ...]:
