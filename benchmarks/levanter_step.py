@@ -27,7 +27,7 @@ def levanter(size: dict[str, int], folder: Path) -> tuple[Callable[[], float], i
     from levanter.callbacks.watch import WatchConfig
     from levanter.models.llama import LlamaConfig
     from levanter.models.lm_model import LmExample
-    from levanter.optim import AdamConfig
+    from levanter.optim.config import AdamConfig
     from levanter.tracker import NoopConfig
     from levanter.trainer import Trainer, TrainerConfig
 
