@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 
@@ -66,7 +67,7 @@ def start(found: Settings) -> None:
     """Connects this process with the others, before anything asks jax for its devices; raises RunError if it cannot."""
     # Our own handlers note Ctrl-C and SIGTERM, and the loop agrees on a step; before it, a signal ends the process.
     jax.config.update("jax_enable_preemption_service", False)
-    waits = {"heartbeat_timeout_seconds": _HEARTBEAT, "shutdown_timeout_seconds": _LEAVING}
+    waits: dict[str, Any] = {"heartbeat_timeout_seconds": _HEARTBEAT, "shutdown_timeout_seconds": _LEAVING}
     try:
         if found.coordinator is None:
             jax.distributed.initialize(**waits)

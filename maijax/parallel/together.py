@@ -94,7 +94,8 @@ def rows_here(where: NamedSharding, shape: tuple[int, int]) -> tuple[list[int], 
     mine = set()
     for device, index in where.devices_indices_map(shape).items():
         start, stop, _ = index[0].indices(shape[0])
-        lowest[start, stop] = min(device.process_index, lowest.get((start, stop), device.process_index))
+        process: int = device.process_index  # pyright: ignore[reportAssignmentType]
+        lowest[start, stop] = min(process, lowest.get((start, stop), process))
         if device.process_index == here:
             mine.add((start, stop))
     rows = [row for start, stop in sorted(mine) for row in range(start, stop)]
@@ -110,7 +111,7 @@ def place(
         return jax.device_put(arrays, where)
     at = {row: k for k, row in enumerate(rows)}
 
-    def part(array: np.ndarray, index: tuple[slice, ...]) -> np.ndarray:
+    def part(array: np.ndarray, index: Any) -> np.ndarray:
         start, stop, _ = index[0].indices(shape[0])
         return array[at[start] : at[start] + stop - start, index[1]]
 
@@ -139,6 +140,8 @@ def joined(found: Settings | None) -> Iterator[None]:
             barrier("done")
     except BaseException as error:
         code, text = _last_words(error)
+        if watch.begun and (other := _failed_elsewhere()) is not None:
+            code, text = 1, other  # what failed here, failed for want of that one
         print(text, file=sys.stderr, flush=True)
         if watch.begun and first():
             time.sleep(2 * watch.every)  # the others hear of it from this one
@@ -161,6 +164,15 @@ def failing() -> Iterator[None]:
         raise
 
 
+def _failed_elsewhere() -> str | None:
+    """A line about the process that failed first, if it is known and another."""
+    try:
+        index, line = json.loads(_client().key_value_try_get(_FAILED))
+    except Exception:  # nobody has told
+        return None
+    return None if index == jax.process_index() else f"maijax: stopping, since process {index} failed: {line}"
+
+
 class _Watch:
     """Ends this process when another has failed, whatever it is waiting for."""
 
@@ -181,12 +193,10 @@ class _Watch:
 
     def _run(self) -> None:
         while not self._ended.wait(self.every):
-            try:
-                index, line = json.loads(_client().key_value_try_get(_FAILED))
-            except Exception:  # nobody has failed
+            if (other := _failed_elsewhere()) is None:
                 continue
             if not _own_failure:
-                print(f"maijax: stopping, since process {index} failed: {line}", file=sys.stderr, flush=True)
+                print(other, file=sys.stderr, flush=True)
             # It may fail here in the same way, and then ends by itself with all that was begun to be saved.
             if not self._ended.wait(GRACE):
                 code, line = _own_failure[0] if _own_failure else (1, "")

@@ -93,8 +93,8 @@ def test_wrong_or_missing_variables_are_named(environ, words):
 
 
 @pytest.mark.parametrize("sizes", [
-    {"fsdp": 8}, {"fsdp": 2, "tensor": 4}, {"tensor": 2, "context": 4}, {"stage": 4, "fsdp": 2}, {"stage": 2, "data": 4},
-    {"stage": 2, "fsdp": 2, "tensor": 2},
+    {"fsdp": 8}, {"fsdp": 2, "tensor": 4}, {"tensor": 2, "context": 4}, {"stage": 4, "fsdp": 2},
+    {"stage": 2, "data": 4}, {"stage": 2, "fsdp": 2, "tensor": 2},
 ])
 @pytest.mark.parametrize("hosts", [1, 2, 4, 8])
 def test_each_process_reads_what_its_devices_need_and_counts_each_row_once(sizes, hosts, monkeypatch):
