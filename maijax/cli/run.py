@@ -7,12 +7,17 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from maijax import provenance, scaling
 from maijax.cli import choose
 from maijax.config import Experiment, SourceConfig
 from maijax.errors import RunError, UserError
+
+if TYPE_CHECKING:
+    from maijax.train import loop
+
+STOPPED = 75  # exit code of a run that was interrupted and saved
 
 
 def run(args: argparse.Namespace) -> int:
@@ -36,20 +41,27 @@ def run(args: argparse.Namespace) -> int:
     ready(cache)
     import jax
 
+    from maijax.parallel import distributed, together
     from maijax.train import loop
 
-    try:
-        outcome = loop.run(experiment, folder, cache=cache, record=record)
-    except jax.errors.JaxRuntimeError as error:
-        if not re.search("out of memory|RESOURCE_EXHAUSTED", str(error), re.IGNORECASE):
-            raise
-        raise RunError(
-            f"{str(error).splitlines()[0]}; `maijax doctor {experiment.name}` says what fits: lower train.batch_size, "
-            "raise train.accumulation, set model.remat=full, or shard with --mesh FSDP"
-        ) from None
+    with together.joined(distributed.settings(os.environ)):
+        try:
+            outcome = loop.run(experiment, folder, cache=cache, record=record)
+        except jax.errors.JaxRuntimeError as error:
+            if not re.search("out of memory|RESOURCE_EXHAUSTED", str(error), re.IGNORECASE):
+                raise
+            raise RunError(
+                f"{str(error).splitlines()[0]}; `maijax doctor {experiment.name}` says what fits: lower "
+                "train.batch_size, raise train.accumulation, set model.remat=full, or shard with --mesh FSDP"
+            ) from None
+        return tell(experiment, outcome, folder) if together.first() else 0 if outcome.finished else STOPPED
+
+
+def tell(experiment: Experiment, outcome: loop.Outcome, folder: Path) -> int:
+    """Prints how a run ended, and returns its exit code."""
     if not outcome.finished:
         print(f"saved at step {outcome.step} of {experiment.train.steps} in {folder}; the same command goes on")
-        return 75
+        return STOPPED
     assert outcome.evaluation is not None
     from maijax.train import metrics
 
@@ -90,10 +102,25 @@ def foretell(experiment: Experiment, folder: Path, parameters: int) -> int:
 
 def evaluate(args: argparse.Namespace) -> int:
     """Prints loss and bits per byte of a run on its held-out text, or on any source."""
-    from maijax.data import cachedir, pipeline
+    from maijax.data import cachedir
 
     cache = cachedir.ready(cachedir.default())
     ready(cache)
+    from maijax.parallel import distributed, together
+
+    with together.joined(distributed.settings(os.environ)):
+        said = score(args, cache)
+        if together.first() and args.json:
+            print(json.dumps(said))
+        elif together.first():
+            print(f"{args.run} at step {said['step']} on {said['source']}: {said['bits_per_byte']:.4f} bits per byte, "
+                  f"loss {said['loss']:.4f} over {said['tokens']:,} tokens ({said['bytes']:,} bytes)")
+    return 0
+
+
+def score(args: argparse.Namespace, cache: Path) -> dict[str, Any]:
+    """What `evaluate` prints, on every process."""
+    from maijax.data import pipeline
     from maijax.train import evaluate, restore, rundir
 
     trained = restore.open_run(rundir.find(args.runs_dir, args.run))
@@ -116,15 +143,7 @@ def evaluate(args: argparse.Namespace) -> int:
     rows = max(1, experiment.train.batch_size // experiment.train.accumulation)
     scorer = evaluate.make_scorer(experiment.model, trained.layout, rows=rows, seq_len=seq_len)
     found = evaluate.evaluate(scorer, trained.params, pipeline.held_out_batches(text, rows))
-    said: dict[str, Any] = {
-        "run": args.run, "step": trained.step, "source": args.source or "held out", **found._asdict()
-    }
-    if args.json:
-        print(json.dumps(said))
-    else:
-        print(f"{args.run} at step {trained.step} on {said['source']}: {found.bits_per_byte:.4f} bits per byte, "
-              f"loss {found.loss:.4f} over {found.tokens:,} tokens ({found.bytes:,} bytes)")
-    return 0
+    return {"run": args.run, "step": trained.step, "source": args.source or "held out", **found._asdict()}
 
 
 def generate(args: argparse.Namespace) -> int:

@@ -70,25 +70,19 @@ class HeldOut:
         before, after = (int(pieces[tokens[:k]].sum(dtype=np.int64)) for k in (begin, end))
         return whole * after // of_pieces - whole * before // of_pieces
 
-    def batches(
-        self, batch_size: int, limit: int | None = None, *, host_index: int = 0, host_count: int = 1
-    ) -> Iterator[tuple[Row, int]]:
+    def batches(self, batch_size: int, limit: int | None = None) -> Iterator[tuple[Row, int]]:
         """(batch [rows, seq_len], bytes of text that it scores); the last is filled up with padding.
 
-        limit: rows at most, spread evenly over the text. host_index, host_count: this host's rows of each
-        batch of batch_size; every host gets the same number of batches.
+        limit: rows at most, spread evenly over the text.
 
-        Raises: UserError if there is nothing to score or the hosts do not divide the batch.
+        Raises: UserError if there is nothing to score.
         """
         if not len(self):
             raise UserError("there is no text to score")
-        if batch_size % host_count:
-            raise UserError(f"batch_size={batch_size} must be a multiple of the {host_count} hosts")
         total = len(self) if limit is None else min(limit, len(self))
-        share = batch_size // host_count
         for first in range(0, total, batch_size):
             rows, text_bytes = [], 0
-            for place in range(first + host_index * share, first + (host_index + 1) * share):
+            for place in range(first, first + batch_size):
                 if place < total:
                     row, scored = self[place * len(self) // total]
                     text_bytes += scored

@@ -7,7 +7,7 @@ import functools
 import hashlib
 import json
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -128,17 +128,10 @@ def open_source(
     return HeldOut([whole], tokenizer, seq_len=seq_len)
 
 
-def held_out_batches(
-    data: Data | HeldOut,
-    batch_size: int,
-    limit: int | None = None,
-    *,
-    host_index: int = 0,
-    host_count: int = 1,
-) -> Iterator[tuple[Row, int]]:
+def held_out_batches(data: Data | HeldOut, batch_size: int, limit: int | None = None) -> Iterator[tuple[Row, int]]:
     """(batch, bytes of text that it scores); see HeldOut.batches."""
     rows = data.held_out if isinstance(data, Data) else data
-    return rows.batches(batch_size, limit, host_index=host_index, host_count=host_count)
+    return rows.batches(batch_size, limit)
 
 
 def batches(
@@ -146,24 +139,22 @@ def batches(
     *,
     batch_size: int,
     start_step: int = 0,
-    host_index: int = 0,
-    host_count: int = 1,
+    rows: Sequence[int] | None = None,
+    counted: Sequence[int] | None = None,
     workers: int = 0,
 ) -> Iterator[tuple[Row, int]]:
-    """This host's (batch, digest) of step start_step and all after it, read ahead in the background.
+    """(batch, digest) of step start_step and all after it, read ahead in the background.
 
-    Step s holds rows s * batch_size .. (s + 1) * batch_size - 1, host h the h-th equal part of them; arrays
-    are [batch_size / host_count, seq_len]. The digests of a step's hosts add up, modulo 2^64, to the digest
-    that one host alone would give; feed it to `roll`. workers: processes that build batches; 0: threads.
+    Step s holds rows s * batch_size .. (s + 1) * batch_size - 1 of the stream; arrays are [rows, seq_len] of those
+    `rows` of it that are wanted here (None: all), in their order. The digest is that of the `counted` ones among
+    them (None: all): shares that count each row once add up, modulo 2^64, to the digest of the whole step; feed it
+    to `roll`. workers: processes that build batches; 0: threads.
 
-    Raises: UserError if the hosts do not divide the batch; RunError, while reading, if a worker dies.
+    Raises: RunError, while reading, if a worker dies.
     """
-    if batch_size % host_count or not 0 <= host_index < host_count:
-        raise UserError(
-            f"batch_size={batch_size} must be a multiple of the {host_count} hosts (here: host {host_index})"
-        )
-    share = batch_size // host_count
-    steps = _Steps(data.train, batch_size=batch_size, first=host_index * share, share=share)
+    rows = range(batch_size) if rows is None else rows
+    counts = frozenset(rows if counted is None else counted)
+    steps = _Steps(data.train, batch_size=batch_size, rows=rows, counted=counts)
     dataset = grain.MapDataset.source(steps)[start_step:].to_iter_dataset(
         grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_AHEAD)
     )
@@ -200,19 +191,23 @@ def _reading(iterator: Any) -> Iterator[tuple[Row, int]]:
 
 
 class _Steps:
-    """Random access to a host's share of each step's batch, for Grain."""
+    """Random access to some rows of each step's batch, for Grain."""
 
-    def __init__(self, train: Train, *, batch_size: int, first: int, share: int) -> None:
-        self._train, self._batch_size, self._first, self._share = train, batch_size, first, share
+    def __init__(self, train: Train, *, batch_size: int, rows: Sequence[int], counted: frozenset[int]) -> None:
+        self._train, self._batch_size, self._rows, self._counted = train, batch_size, rows, counted
 
     def __len__(self) -> int:
         return _ENDLESS
 
     def __getitem__(self, index: int) -> tuple[Row, np.uint64]:
-        start = index * self._batch_size + self._first
-        rows = [self._train[row] for row in range(start, start + self._share)]
-        digest = sum(row_digest(start + offset, row) for offset, row in enumerate(rows)) % 2**64
-        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}, np.uint64(digest)
+        start = index * self._batch_size
+        found = [self._train[start + row] for row in self._rows]
+        digest = sum(
+            row_digest(start + place, row)
+            for place, row in zip(self._rows, found, strict=True)
+            if place in self._counted
+        )
+        return {name: np.stack([row[name] for row in found]) for name in found[0]}, np.uint64(digest % 2**64)
 
 
 def row_digest(index: int, row: Row) -> int:

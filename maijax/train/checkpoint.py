@@ -21,6 +21,7 @@ import orbax.checkpoint as ocp
 
 from maijax.data.pipeline import differences
 from maijax.errors import RunError, UserError
+from maijax.parallel import together
 from maijax.train.state import State
 
 
@@ -63,17 +64,21 @@ def _digest(leaf: jax.Array) -> jax.Array:
 
 
 class Checkpoints:
-    """The checkpoints of one run; a writer must hold the run's lock, readers never change anything."""
+    """The checkpoints of one run; a writer must hold the run's lock, readers never change anything.
+
+    All processes of a run call the same methods at the same steps, and share a file system: each writes its part of
+    the arrays, and the first alone makes, renames and removes folders.
+    """
 
     def __init__(self, folder: Path, *, keep: int = 2, writer: bool) -> None:
         self.folder = folder
         self.writer = writer
-        if writer:
-            folder.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(folder / "trash", ignore_errors=True)
-            for stale in folder.glob("*.orbax-checkpoint-tmp*"):
-                shutil.rmtree(stale, ignore_errors=True)
-            self._put_aside_foreign()
+        if writer and together.first():
+            self._tidy()
+        together.barrier("checkpoints are tidy")
+        if writer and not folder.is_dir():
+            raise UserError(f"{folder} is not seen by process {jax.process_index()}; --runs-dir must be on a disk that "
+                            "all processes share")
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep if writer else None,
             read_only=not writer,
@@ -97,7 +102,7 @@ class Checkpoints:
             self._manager.close()
         except Exception as error:
             raise RunError(f"checkpoints in {self.folder}: the last save failed: {_first_line(error)}") from error
-        if self.writer:
+        if self.writer and together.first():
             shutil.rmtree(self.folder / "trash", ignore_errors=True)
 
     def save(self, state: State, meta: Meta) -> None:
@@ -117,6 +122,14 @@ class Checkpoints:
         if not saved:
             raise RunError(f"checkpoint {meta.step} in {self.folder} was refused: a later step is there")
 
+    def _tidy(self) -> None:
+        """Makes the folder, and clears away what no finished save has left in it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(self.folder / "trash", ignore_errors=True)
+        for stale in self.folder.glob("*.orbax-checkpoint-tmp*"):
+            shutil.rmtree(stale, ignore_errors=True)
+        self._put_aside_foreign()
+
     def steps(self) -> list[int]:
         """Steps that look finished, newest first."""
         found = [int(p.name) for p in self.folder.glob("*") if p.name.isdigit() and _finished(p)]
@@ -132,24 +145,46 @@ class Checkpoints:
         A step whose digests disagree is put aside and the one before it is tried. Raises UserError for a
         checkpoint of another experiment or another stream of tokens, RunError if every step is damaged.
         """
-        tried = [f"{path.name} (put aside before)" for path in sorted(self.folder.glob("*.corrupt*"))]
-        for step in self.steps():
-            try:
-                return self._read(step, target, identity, data)
-            except (UserError, MemoryError):
-                raise
-            except Exception as error:
-                tried.append(f"{step} ({_first_line(error)})")
-                self._put_aside(step, _first_line(error))
+        tried = together.from_first(
+            lambda: [f"{path.name} (put aside before)" for path in sorted(self.folder.glob("*.corrupt*"))]
+        )
+        for step in together.from_first(self.steps):
+            found = self._sound(step, target, identity, data)
+            if not isinstance(found, str):
+                return found
+            tried.append(f"{step} ({found})")
+            self._put_aside(step, found)
         if tried:
             raise RunError(
                 f"no sound checkpoint in {self.folder}: {'; '.join(tried)}; to start anew, remove the run's folder"
             )
         return None
 
+    def _sound(
+        self, step: int, target: State, identity: str, data: dict[str, Any] | None
+    ) -> tuple[State, Meta] | str:
+        """A step whose digests agree, or why it cannot be used: what is unsound for one process is so for all."""
+        try:
+            found, why = self._read(step, target, identity, data), ""
+        except (UserError, MemoryError):
+            raise
+        except Exception as error:
+            found, why = None, _first_line(error)
+        if not together.all_well(found is not None) or found is None:
+            return why or "another process could not read its part"
+        state, meta, words = found
+        leaves = jax.tree_util.tree_leaves_with_path(state)
+        if len(leaves) != len(words):
+            return f"it has {len(words)} digests for {len(leaves)} arrays"
+        for (path, _), word, now in zip(leaves, words, jax.device_get(digests(state)), strict=True):
+            if int(now) != word:
+                return f"{jax.tree_util.keystr(path)} is damaged"
+        return state, meta
+
     def _read(
         self, step: int, target: State, identity: str, data: dict[str, Any] | None
-    ) -> tuple[State, Meta]:
+    ) -> tuple[State, Meta, list[int]]:
+        """(state, what belongs to it, the digests that its arrays had when they were written)."""
         small: Any = self._manager.restore(
             step,
             args=ocp.args.Composite(
@@ -169,17 +204,15 @@ class Checkpoints:
         whole: Any = self._manager.restore(
             step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))  # pyright: ignore[reportCallIssue]
         )
-        leaves = jax.tree_util.tree_leaves_with_path(whole.state)
-        found_words = jax.device_get(digests(whole.state))
-        for (path, _), word, found in zip(leaves, small.digest["leaves"], found_words, strict=True):
-            if int(found) != word:
-                raise ValueError(f"{jax.tree_util.keystr(path)} is damaged")
-        return whole.state, meta
+        return whole.state, meta, small.digest["leaves"]
 
     def _put_aside(self, step: int, why: str) -> None:
-        _warn(f"checkpoint {step} in {self.folder} cannot be used ({why}); trying the one before")
+        if together.first():
+            _warn(f"checkpoint {step} in {self.folder} cannot be used ({why}); trying the one before")
+            if self.writer:
+                self._rename(self.folder / str(step), "corrupt")
+        together.barrier("put aside")
         if self.writer:
-            self._rename(self.folder / str(step), "corrupt")
             self._manager.reload()
 
     def _put_aside_foreign(self) -> None:

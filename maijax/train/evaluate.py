@@ -12,9 +12,9 @@ import numpy as np
 
 from maijax.config import ModelConfig
 from maijax.models import decoder
-from maijax.parallel import sharding
+from maijax.parallel import sharding, together
 from maijax.parallel.sharding import Layout
-from maijax.train.loss import token_losses
+from maijax.train.loss import logit_room, token_losses
 
 
 class Evaluation(NamedTuple):
@@ -30,24 +30,30 @@ Scorer = Callable[[Any, dict[str, Any]], jax.Array]
 
 
 def make_scorer(model: ModelConfig, layout: Layout, *, rows: int, seq_len: int) -> Scorer:
-    """The jitted (params, batch) -> summed negative log-likelihood, float32 [], in nats, of the weighted tokens."""
+    """The (params, batch) -> summed negative log-likelihood, float32 [], in nats, of the weighted tokens.
+
+    A batch is given whole, on every process; what is jitted gets those parts of it that are on devices here.
+    """
     where = layout.batch((rows, seq_len))
 
     def score(params: Any, batch: dict[str, Any]) -> jax.Array:
         with sharding.use(layout):
             hidden_BSD, _ = decoder.hidden(params, model, batch["tokens"], batch["segments"], batch["positions"])
             head, transposed = decoder.head(params, model)
-            nll_N = token_losses(
-                hidden_BSD.reshape(-1, model.d_model),
+            nll_BS = token_losses(
+                hidden_BSD,
                 head,
-                batch["targets"].reshape(-1),
+                batch["targets"],
                 vocab_size=model.vocab_size,
                 head_is_VD=transposed,
                 softcap=model.logit_softcap,
+                logit_bytes=logit_room(model),
             )
-            return jnp.sum(nll_N * batch["weights"].reshape(-1))
+            return jnp.sum(nll_BS * batch["weights"])
 
-    return jax.jit(score, in_shardings=(layout.params(model), where), out_shardings=layout.replicated())
+    jitted = jax.jit(score, in_shardings=(layout.params(model), where), out_shardings=layout.replicated())
+    shape = (rows, seq_len)
+    return lambda params, batch: jitted(params, together.place(where, shape, range(rows), batch))
 
 
 def evaluate(scorer: Scorer, params: Any, batches: Iterable[tuple[dict[str, np.ndarray], int]]) -> Evaluation:

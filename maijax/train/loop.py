@@ -16,6 +16,7 @@ from maijax.data import cachedir, pipeline
 from maijax.errors import UserError
 from maijax.models import decoder
 from maijax.optim import skip
+from maijax.parallel import together
 from maijax.parallel.mesh import make_mesh
 from maijax.parallel.sharding import Layout
 from maijax.train import environment, metrics, report, rundir, state
@@ -59,10 +60,13 @@ def run(experiment: Experiment, folder: Path, *, cache: Path, record: dict[str, 
     if (length := len(data.tokenizer.encode(train.prompt)) + 1) >= model.context:
         raise UserError(f"train.prompt is {length} tokens long, model.context={model.context}; shorten it")
 
+    agree(experiment, folder, data)
+    first = together.first()
     with (
-        rundir.RunFolder(folder) as run_folder,
+        rundir.RunFolder(folder, writer=first) as run_folder,
         Interrupt() as interrupt,
         Checkpoints(folder / "checkpoints", keep=train.keep, writer=True) as checkpoints,
+        together.failing(),
     ):
         new = run_folder.claim(experiment, record | {"experiment": plain.to_plain(experiment)})
         peak = environment.matmul_peak(cache, jnp.dtype(model.dtype))
@@ -81,16 +85,18 @@ def run(experiment: Experiment, folder: Path, *, cache: Path, record: dict[str, 
         else:
             now, meta = restored
         name = "environment.json" if new else f"environment.{meta.step}.json"
-        if restored is not None and meta.step < train.steps:
-            going_on(folder, meta.step, described)
-        rundir.write_json(folder / name, described)
-        cachedir.write_file(folder / TOKENIZER, data.tokenizer.model)
+        if first:
+            if restored is not None and meta.step < train.steps:
+                going_on(folder, meta.step, described)
+            rundir.write_json(folder / name, described)
+            cachedir.write_file(folder / TOKENIZER, data.tokenizer.model)
 
         # 4. The loop, then the last look: all held-out text, a story. A run that has had it is only told of.
-        if meta.step == train.steps and (found := last_look(folder)) is not None:
-            report.write_report(folder)
-            return Outcome(step=meta.step, finished=True, evaluation=found)
-        with MetricLog(folder, resume_step=meta.step, enabled=jax.process_index() == 0) as log:
+        if meta.step == train.steps and (found := together.from_first(lambda: last_look(folder))) is not None:
+            if first:
+                report.write_report(folder)
+            return Outcome(step=meta.step, finished=True, evaluation=Evaluation(*found))
+        with MetricLog(folder, resume_step=meta.step, enabled=first) as log:
             trainer = Trainer(
                 experiment=experiment, layout=layout, data=data, log=log, checkpoints=checkpoints,
                 interrupt=interrupt, peak=peak, step=compile_step(experiment, tx, layout),
@@ -98,8 +104,19 @@ def run(experiment: Experiment, folder: Path, *, cache: Path, record: dict[str, 
             now, meta = trainer.loop(now, meta)
             finished = meta.step == train.steps
             found = trainer.finish(now.params, meta, cache) if finished else None
-        report.write_report(folder)
+        if first:
+            report.write_report(folder)
     return Outcome(step=meta.step, finished=finished, evaluation=found)
+
+
+def agree(experiment: Experiment, folder: Path, data: pipeline.Data) -> None:
+    """Raises UserError if this process was started with another experiment, folder or text than process 0."""
+    here = {"command": plain.to_plain(experiment) | {"run": folder.name}, "text": data.identity}
+    for what, there in together.from_first(lambda: {k: fingerprint(v) for k, v in here.items()}).items():
+        if fingerprint(here[what]) != there:
+            raise UserError(
+                f"process {jax.process_index()} was started with another {what} than process 0; start all with the same"
+            )
 
 
 def going_on(folder: Path, step: int, described: dict[str, Any]) -> None:

@@ -14,10 +14,11 @@ class Progress:
     """Shows numbers that it is given and reads nothing from a device; use as a context manager."""
 
     def __init__(
-        self, *, total: int, start: int = 0, every: float = EVERY, terminal: bool | None = None
+        self, *, total: int, start: int = 0, every: float = EVERY, terminal: bool | None = None, enabled: bool = True
     ) -> None:
+        self._enabled = enabled  # all processes but the first are silent
         self._total, self._start, self._every = total, start, every
-        self._terminal = sys.stderr.isatty() if terminal is None else terminal
+        self._terminal = enabled and (sys.stderr.isatty() if terminal is None else terminal)
         self._bar: Any = None
         self._task: Any = None
         self._anchor: tuple[int, float] | None = None  # step and time of the first update: compiling is past
@@ -84,11 +85,12 @@ class Progress:
         """A line of its own, above the bar."""
         if self._bar is not None:
             self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
-        else:
+        elif self._enabled:
             print(text, file=sys.stderr, flush=True)
 
     def _line(self) -> None:
-        print(self._text, file=sys.stderr, flush=True)
+        if self._enabled:
+            print(self._text, file=sys.stderr, flush=True)
         self._last_line, self._pending = time.monotonic(), False
 
 

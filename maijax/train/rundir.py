@@ -9,7 +9,7 @@ import os
 import re
 import socket
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from maijax import plain
 from maijax.config import Experiment
@@ -58,27 +58,34 @@ def identity(experiment: Experiment) -> dict[str, Any]:
 
 
 class RunFolder:
-    """An open run folder, locked until `close`; use as a context manager."""
+    """An open run folder, locked until `close`; use as a context manager. Only a writer locks or changes anything."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, writer: bool = True) -> None:
         self.path = folder
+        self._lock: TextIO | None = None
+        if writer:
+            self._lock = self._take()
+
+    def _take(self) -> TextIO:
+        folder = self.path
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._lock = open(folder / ".lock", "a+")
+            lock = open(folder / ".lock", "a+")
         except OSError as error:
             raise UserError(
                 f"run folder {folder}: cannot be written ({error.strerror}); choose another with --runs-dir"
             ) from None
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            self._lock.seek(0)
-            holder = self._lock.read().strip() or "another process"
-            self._lock.close()
+            lock.seek(0)
+            holder = lock.read().strip() or "another process"
+            lock.close()
             raise UserError(f"run folder {folder}: in use by {holder}; wait for it, or give --name another") from None
-        self._lock.truncate(0)
-        self._lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        self._lock.flush()
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        lock.flush()
+        return lock
 
     def __enter__(self) -> RunFolder:
         return self
@@ -87,14 +94,17 @@ class RunFolder:
         self.close()
 
     def close(self) -> None:
-        self._lock.close()
+        if self._lock is not None:
+            self._lock.close()
 
     def claim(self, experiment: Experiment, record: dict[str, Any]) -> bool:
-        """Writes experiment.json, or checks the one there. True: the run is new.
+        """Writes experiment.json, or checks the one there. True: the run is new, and this process begins it.
 
         Raises UserError with the difference if the folder holds another experiment.
         """
         check(self.path, experiment)
+        if self._lock is None:
+            return False
         file = self.path / "experiment.json"
         if file.exists() and begun(self.path):
             return False

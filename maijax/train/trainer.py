@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -18,6 +18,7 @@ from maijax import scaling
 from maijax.config import Experiment
 from maijax.data import pipeline, xz
 from maijax.errors import RunError
+from maijax.parallel import together
 from maijax.parallel.sharding import Layout
 from maijax.serve.generate import generate
 from maijax.train.checkpoint import Checkpoints, Meta
@@ -47,32 +48,36 @@ class Trainer:
     def loop(self, state: State, meta: Meta) -> tuple[State, Meta]:
         """Trains until the last step or an interrupt; returns the state and where it stands, both saved."""
         train = self.experiment.train
-        window = Window(self.experiment, self.peak, seconds=meta.seconds)
+        window = Window(self.experiment, self.peak, start=meta)
+        rows, counted = self.rows
         stream = pipeline.batches(
-            self.data, batch_size=train.batch_size, start_step=meta.step, host_index=jax.process_index(),
-            host_count=jax.process_count(), workers=self.experiment.data.workers,
+            self.data, batch_size=train.batch_size, start_step=meta.step, rows=rows, counted=counted,
+            workers=self.experiment.data.workers,
         )
-        with Progress(total=train.steps, start=meta.step) as bar:
+        with Progress(total=train.steps, start=meta.step, enabled=together.first()) as bar:
             for done in range(meta.step + 1, train.steps + 1):
                 # Dispatch. The batch is read while the step before is still computing.
                 before = time.perf_counter()
                 batch, digest = next(stream)
                 waited = time.perf_counter() - before
                 state, metrics = self.step(state, self.place(batch))
-                meta = dataclasses.replace(meta, step=done, token_hash=pipeline.roll(meta.token_hash, digest))
-                window.add(meta, metrics, waited)
+                said = together.Said(digest, asked=self.interrupt.asked is not None)
+                window.add(Flying(done, metrics, waited, said))
 
                 # Look back, at the step before this one.
                 if (record := window.settle(behind=1)) is not None:
                     self.tell(bar, record)
 
                 # Now and then, off the steady path.
-                asked = self.interrupt.asked is not None
+                # Several processes stop when all have heard of it, a step later, so that all stop at the same step.
+                asked = window.asked if together.several() else self.interrupt.asked is not None
                 if asked or done == train.steps or _due(done, train.checkpoint_every):
                     if (record := window.settle(behind=0)) is not None:
                         self.tell(bar, record)
                     with window.pause():
-                        meta = dataclasses.replace(meta, seconds=window.seconds())
+                        meta = dataclasses.replace(
+                            meta, step=done, token_hash=window.token_hash, seconds=window.seconds()
+                        )
                         self.checkpoints.save(state, meta)
                 if asked:
                     bar.doing("stopped")
@@ -95,10 +100,10 @@ class Trainer:
         """The last look: all held-out text, beside what xz makes of it, and a few stories."""
         train = self.experiment.train
         found = self.held_out(params, None)
-        beside = {"xz_bits_per_byte": xz.bits_per_byte(self.data, cache)}
         for text in self.sample(params, seed=train.seed, count=FINAL_SAMPLES):
             self.log.write(meta.step, "sample", prompt=train.prompt, text=text, final=True)
         # Last, since it says that all of this is done.
+        beside = {"xz_bits_per_byte": xz.bits_per_byte(self.data, cache)} if together.first() else {}
         self.log.write(meta.step, "eval", **found._asdict(), final=True, **beside)
         return found
 
@@ -125,11 +130,16 @@ class Trainer:
         )
         return [prompt + tokenizer.decode(tokens) for tokens in found]
 
+    @functools.cached_property
+    def rows(self) -> tuple[list[int], list[int]]:
+        """(rows of a batch that this process reads, those of them that it counts); see together.rows_here."""
+        shape = self.experiment.train.batch_size, self.experiment.train.seq_len
+        return together.rows_here(self.layout.batch(shape), shape)
+
     def place(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         """This process's rows of a batch, as global arrays on the mesh."""
-        train = self.experiment.train
-        where = self.layout.batch((train.batch_size, train.seq_len))
-        return {k: jax.make_array_from_process_local_data(where, v) for k, v in batch.items()}
+        shape = self.experiment.train.batch_size, self.experiment.train.seq_len
+        return together.place(self.layout.batch(shape), shape, self.rows[0], batch)
 
     def tell(self, bar: Progress, record: dict[str, Any]) -> None:
         self.log.write(record["step"], "train", **{k: v for k, v in record.items() if k != "step"})
@@ -146,16 +156,29 @@ class Trainer:
             )
 
 
-class Window:
-    """The steps since the last log line: what they measured, still on the device, and the time they took."""
+class Flying(NamedTuple):
+    """A step that is under way."""
 
-    def __init__(self, experiment: Experiment, peak: float, seconds: float) -> None:
+    step: int
+    metrics: dict[str, jax.Array]
+    waited: float  # seconds, for its data
+    said: together.Said
+
+
+class Window:
+    """The steps since the last log line: what they measured, still on the device, and the time they took.
+
+    token_hash: of all tokens up to the last step that landed; asked: whether any process was asked to stop by then.
+    """
+
+    def __init__(self, experiment: Experiment, peak: float, start: Meta) -> None:
         self.train = experiment.train
         self.flops = scaling.train_flops_per_token(experiment.model, experiment.train.seq_len)
         self.peak = peak
-        self.flying: collections.deque[tuple[Meta, dict[str, jax.Array], float]] = collections.deque()
-        self.landed: list[tuple[Meta, dict[str, jax.Array], float]] = []
-        self._base, self._opened = seconds, time.perf_counter()
+        self.token_hash, self.asked = start.token_hash, False
+        self.flying: collections.deque[Flying] = collections.deque()
+        self.landed: list[Flying] = []
+        self._base, self._opened = start.seconds, time.perf_counter()
         self._since, self._paused = self._opened, 0.0
         self._pausing: float | None = None
         self._compiling, self._untimed = True, 0
@@ -174,31 +197,33 @@ class Window:
         assert self._pausing is not None
         self._paused += time.perf_counter() - self._pausing
 
-    def add(self, meta: Meta, metrics: dict[str, jax.Array], waited: float) -> None:
-        self.flying.append((meta, metrics, waited))
+    def add(self, flying: Flying) -> None:
+        self.flying.append(flying)
 
     def settle(self, *, behind: int) -> dict[str, Any] | None:
         """Lets all but the last `behind` steps land; a record if a log line is due by them."""
         record = None
         while len(self.flying) > behind:
             item = self.flying.popleft()
-            item[1]["loss"].block_until_ready()
+            item.metrics["loss"].block_until_ready()
+            digest, asked = item.said.read()
+            self.token_hash, self.asked = pipeline.roll(self.token_hash, digest), self.asked or asked
             self.landed.append(item)
             if self._compiling:  # the first step's time is the compiler's, not the machine's
                 self._compiling, self._since, self._paused, self._untimed = False, time.perf_counter(), 0.0, 1
-            step = item[0].step
+            step = item.step
             if step % self.train.log_every == 0 or step == self.train.steps:
                 record = self._record()
         return record
 
     def _record(self) -> dict[str, Any]:
         now = time.perf_counter()
-        meta = self.landed[-1][0]
-        values = jax.device_get([metrics for _, metrics, _ in self.landed])
+        step = self.landed[-1].step
+        values = jax.device_get([landed.metrics for landed in self.landed])
         spent = max(now - self._since - self._paused, 1e-9)
         timed = len(values) - self._untimed
         rate = timed * self.train.batch_size * self.train.seq_len / spent if timed else None
-        record: dict[str, Any] = {"step": meta.step}
+        record: dict[str, Any] = {"step": step}
         for key in values[-1]:
             column = np.asarray([v[key] for v in values], np.float64)
             # Counters and rates as they stand; what is measured, as its mean over the steps that count.
@@ -209,11 +234,11 @@ class Window:
         for key in ("skipped", "skipped_in_row"):
             record[key] = int(record[key])
         record |= {
-            "tokens": meta.step * self.train.batch_size * self.train.seq_len,
+            "tokens": step * self.train.batch_size * self.train.seq_len,
             "tokens_per_s": rate,
             "matmul_fraction": None if rate is None else rate * self.flops / self.peak,
-            "data_wait_s": sum(waited for _, _, waited in self.landed),
-            "token_hash": meta.token_hash,
+            "data_wait_s": sum(landed.waited for landed in self.landed),
+            "token_hash": self.token_hash,
             "seconds": self.seconds(),
         }
         self.landed, self._since, self._paused, self._untimed = [], now, 0.0, 0
