@@ -37,7 +37,7 @@ ZSTD = ["zstandard"]
 # Compilers for `maijax plan`, which run without the accelerators; pinned, since others were not tried.
 TPU_PLAN = ["libtpu==0.0.52"]
 GPU_PLAN = ["jax==0.10.2", "jax-cuda13-plugin==0.10.2", "jax-cuda13-pjrt==0.10.2"]
-TEST = ["pytest", "hypothesis", "scipy", "setuptools", "tensorboard", "wheel"]
+TEST = ["pytest", "pytest-xdist", "hypothesis", "scipy", "setuptools", "tensorboard", "wheel"]
 DEV = ["ruff", "pyright[nodejs]"]
 
 setup(
