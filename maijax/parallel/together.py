@@ -28,7 +28,7 @@ GRACE = 60  # seconds for a last checkpoint to be finished, once a process has f
 _FAILED = "maijax/failed"
 _WORDS, _BITS = 4, 16  # a digest's 64 bits in words whose sum over 65,536 processes fits 32 bits
 _numbers = itertools.count()
-_own_failure: list[tuple[int, str]] = []  # exit code, line
+_ending: list[tuple[int, str]] = []  # exit code and what to print, once this process has failed
 
 
 def several() -> bool:
@@ -139,9 +139,7 @@ def joined(found: Settings | None) -> Iterator[None]:
             yield
             barrier("done")
     except BaseException as error:
-        code, text = _last_words(error)
-        if watch.begun and (other := _failed_elsewhere()) is not None:
-            code, text = 1, other  # what failed here, failed for want of that one
+        code, text = _ending[0] if _ending else _last_words(error)
         print(text, file=sys.stderr, flush=True)
         if watch.begun and first():
             time.sleep(2 * watch.every)  # the others hear of it from this one
@@ -155,22 +153,14 @@ def failing() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if several():
+        if several() and not _ending:
             code, text = _last_words(error)
             line = text.splitlines()[-1].removeprefix("maijax: ")
-            _own_failure.append((code, line))
             with contextlib.suppress(Exception):  # another was faster, or the coordinator is gone
                 _client().key_value_set(_FAILED, json.dumps([jax.process_index(), line]))
+            # What another met with first is the cause: here it may only be a connection that broke.
+            _ending.append((code, _another() or text))
         raise
-
-
-def _failed_elsewhere() -> str | None:
-    """A line about the process that failed first, if it is known and another."""
-    try:
-        index, line = json.loads(_client().key_value_try_get(_FAILED))
-    except Exception:  # nobody has told
-        return None
-    return None if index == jax.process_index() else f"maijax: stopping, since process {index} failed: {line}"
 
 
 class _Watch:
@@ -193,17 +183,24 @@ class _Watch:
 
     def _run(self) -> None:
         while not self._ended.wait(self.every):
-            if (other := _failed_elsewhere()) is None:
+            cause = _another()
+            if cause is None and not _ending:
                 continue
-            if not _own_failure:
-                print(other, file=sys.stderr, flush=True)
             # It may fail here in the same way, and then ends by itself with all that was begun to be saved.
             if not self._ended.wait(GRACE):
-                code, line = _own_failure[0] if _own_failure else (1, "")
-                if line:
-                    print(f"maijax: {line}", file=sys.stderr, flush=True)
+                code, text = _ending[0] if _ending else (1, cause)
+                print(text, file=sys.stderr, flush=True)
                 _leave(code)
             return
+
+
+def _another() -> str | None:
+    """What to print if another process has failed before this one."""
+    try:
+        index, line = json.loads(_client().key_value_try_get(_FAILED))
+    except Exception:  # nobody has, or the coordinator is gone
+        return None
+    return None if index == jax.process_index() else f"maijax: stopping, since process {index} failed: {line}"
 
 
 def _last_words(error: BaseException) -> tuple[int, str]:

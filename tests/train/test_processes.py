@@ -1,5 +1,6 @@
 """Several processes on loopback, one device each: they train as one does, stop together, and end together."""
 
+import dataclasses
 import json
 import os
 import re
@@ -7,9 +8,15 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+
+from maijax import cli, registry
+from maijax.errors import UserError
+from maijax.parallel import together
+from maijax.train import loop
 
 WORDS = "the a king queen tin soldier mermaid sea stood sang danced went home on one leg and said never".split()
 LIMIT = 300  # seconds; far more than any of this takes
@@ -92,9 +99,10 @@ def silent(text: str) -> str:
     return re.sub(r"\[Gloo\].*\n", "", text)
 
 
-def test_any_number_of_processes_trains_as_one_and_goes_on_as_another(words):
-    alone = go(1, [*words, "--name", "alone"], mesh="data=1")
-    assert codes(alone) == [0], alone[0][2]
+def test_any_number_of_processes_trains_as_one_and_goes_on_as_another(words, capsys):
+    mesh = ["--set", "mesh.data=1", "--set", "mesh.fsdp=8"]
+    assert cli.main([*words, "--name", "alone", *mesh]) == 0  # in this process, on its eight simulated devices
+    alone = capsys.readouterr().out
 
     # Four processes, of which each pair has the same rows and half of each; one of them is asked to stop.
     here = [*words, "--name", "together"]
@@ -121,35 +129,27 @@ def test_any_number_of_processes_trains_as_one_and_goes_on_as_another(words):
     assert names == {path.name for path in (Path(words[-1]) / "alone").iterdir()} | {
         "environment.5.json", "environment.9.json"
     }
-    final = [re.search("held out.*", ended[0][1])[0] for ended in (alone, ended)]
-    assert final[0] == final[1]
+    assert re.search("held out.*", alone)[0] == re.search("held out.*", ended[0][1])[0]
 
 
 def test_one_that_fails_ends_all(words):
     ended = go(2, [*words, "--name", "failing"], mesh="data=1 fsdp=2", accident="fail:1:3")
     assert all(code != 0 for code in codes(ended)), ended
-    assert "process 1 failed: RuntimeError: the power went" in ended[0][2]
-    assert "the power went" in ended[1][2]
+    assert "maijax: stopping, since process 1 failed: RuntimeError: the power went\n" in ended[0][2]
+    assert "in placed" in ended[1][2]  # where it happened
 
 
-def test_processes_that_were_started_differently_are_told(words):
-    # Different values would be different programs, which wait for each other for ever.
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    both = []
-    try:
-        for index in range(2):
-            env = dict(os.environ, XLA_FLAGS="", PYTHONPATH=str(Path(__file__).parents[2]), ACCIDENT="none:0:0")
-            env |= {"MAIJAX_COORDINATOR": address, "MAIJAX_PROCESS_ID": str(index), "MAIJAX_NUM_PROCESSES": "2"}
-            both.append(subprocess.Popen(
-                [sys.executable, "-c", PROGRAM, *words, "--name", "odd", "--set", f"train.keep={index + 1}"], env=env,
-                text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            ))
-        said = [process.communicate(timeout=LIMIT)[1] for process in both]
-    finally:
-        for process in both:
-            process.kill()
-            process.wait()
-    assert both[1].returncode == 2 and "another command than process 0" in said[1], said
-    assert both[0].returncode != 0 and "process 1 failed" in said[0], said
+def test_a_process_that_was_started_differently_is_told(words, monkeypatch):
+    # Other values would be another program, and the two would wait for each other for ever.
+    there = registry.get("phi_test")
+    data = SimpleNamespace(identity={"seed": 0})
+    loop.agree(there, Path("runs/a"), data)
+    first = {}
+    monkeypatch.setattr(together, "from_first", lambda value: first or first.update(value()) or first)
+    loop.agree(there, Path("runs/a"), data)
+    with pytest.raises(UserError, match="another command than process 0"):
+        loop.agree(dataclasses.replace(there, train=dataclasses.replace(there.train, keep=9)), Path("runs/a"), data)
+    with pytest.raises(UserError, match="another command than process 0"):
+        loop.agree(there, Path("runs/b"), data)
+    with pytest.raises(UserError, match="another text than process 0"):
+        loop.agree(there, Path("runs/a"), SimpleNamespace(identity={"seed": 1}))
