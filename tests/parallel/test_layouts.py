@@ -1,4 +1,7 @@
-"""Every layout gives the losses of one device, for a dense model and for a mixture of experts."""
+"""Every layout gives the losses of one device, for a dense model and for a mixture of experts.
+
+By default each axis alone and two that combine; all of them, 20 minutes of compiling, with --all-layouts.
+"""
 
 import itertools
 import json
@@ -19,16 +22,23 @@ MORE = [
     "stage=2,microbatches=4,fsdp=2,expert=2,tensor=2", "replica=2,fsdp=2,context=2,tensor=2",
 ]
 ALL = ["replica=2,stage=2,data=2,fsdp=2,expert=2,context=2,tensor=2"]
-MESHES = [*ALONE, *PAIRS, *MORE, *ALL]
+TOGETHER = ["stage=2,context=2,expert=2,tensor=2", "context=4,attention=gather,tensor=2"]
+MESHES = [*ALONE, *dict.fromkeys([*TOGETHER, *PAIRS, *MORE, *ALL])]
+QUICK = [*ALONE, *TOGETHER]
 
 
 @pytest.fixture(scope="module")
-def found():
+def asked(request):
+    return MESHES if request.config.getoption("--all-layouts") else QUICK
+
+
+@pytest.fixture(scope="module")
+def found(asked):
     """What tests/parallel/layouts.py prints, by model and mesh; both models' programs run side by side."""
     program = Path(__file__).with_name("layouts.py")
     running = {
         model: subprocess.Popen(
-            [sys.executable, program, model, *MESHES], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [sys.executable, program, model, *asked], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
         for model in ("dense", "mixture")
     }
@@ -42,7 +52,9 @@ def found():
 
 @pytest.mark.parametrize("model", ["dense", "mixture"])
 @pytest.mark.parametrize("mesh", MESHES)
-def test_losses_are_those_of_one_device(found, model, mesh):
+def test_losses_are_those_of_one_device(found, asked, model, mesh):
+    if mesh not in asked:
+        pytest.skip("with --all-layouts")
     line = found[model, mesh]
     np.testing.assert_allclose(line["losses"], line["one"], rtol=1e-5)
     assert line["one"][-1] < line["one"][0]
