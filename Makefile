@@ -12,7 +12,7 @@ run: $(VENV)/installed
 
 # Style, types and every test.
 test: check
-	JAX_PLATFORMS=cpu $(BIN)/python -m pytest
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n auto --dist loadfile
 
 check: $(VENV)/tested
 	$(BIN)/ruff check .

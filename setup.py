@@ -34,7 +34,10 @@ def version() -> str:
 
 HF = ["transformers>=5,<6", "torch==2.13.0", "safetensors"]
 ZSTD = ["zstandard"]
-TEST = ["pytest", "hypothesis", "scipy", "setuptools", "tensorboard", "wheel"]
+# Compilers for `maijax plan`, which run without the accelerators; pinned, since others were not tried.
+TPU_PLAN = ["libtpu==0.0.52"]
+GPU_PLAN = ["jax==0.10.2", "jax-cuda13-plugin==0.10.2", "jax-cuda13-pjrt==0.10.2"]
+TEST = ["pytest", "pytest-xdist", "hypothesis", "scipy", "setuptools", "tensorboard", "wheel"]
 DEV = ["ruff", "pyright[nodejs]"]
 
 setup(
@@ -64,6 +67,8 @@ setup(
     extras_require={
         "hf": HF,
         "zstd": ZSTD,
+        "tpu-plan": TPU_PLAN,
+        "gpu-plan": GPU_PLAN,
         "test": [*TEST, *HF, *ZSTD],
         "dev": [*TEST, *HF, *ZSTD, *DEV],
     },

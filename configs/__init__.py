@@ -1,1 +1,1 @@
-"""What exists: values only. Shapes, optimizers, corpora, meshes; nothing is computed at import."""
+"""What exists: values only. Shapes, optimizers, corpora, meshes, chips; nothing is computed at import."""

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from maijax.errors import UserError
 
-Remat = Literal["none", "full", "dots"]
+Remat = Literal["none", "full", "dots", "offload"]
 # Slowest first: neighbouring devices differ in the last, whose traffic is the heaviest.
 MESH_AXES = ("replica", "stage", "data", "fsdp", "expert", "context", "tensor")
 

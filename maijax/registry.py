@@ -20,9 +20,10 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
-from maijax import plain
+from maijax import hardware, plain
 from maijax.config import Experiment, MeshConfig
 from maijax.errors import UserError
+from maijax.hardware import Chip, Topology
 
 Maker = Callable[[], Experiment]
 FOLDERS = ("configs", "experiments")
@@ -104,6 +105,23 @@ def mesh(name: str) -> MeshConfig:
     if name not in presets:
         raise UserError(f"no mesh {name!r}; configs/meshes.py has {', '.join(presets)}")
     return presets[name]
+
+
+def chips() -> dict[str, Chip]:
+    """Those of configs/chips.py, by name."""
+    return {chip.name: chip for chip in vars(_configs("chips")).values() if isinstance(chip, Chip)}
+
+
+def chip(name: str) -> Chip:
+    """Raises UserError, with the names there are, if there is none."""
+    if name not in (found := chips()):
+        raise UserError(f"no chip {name!r}; configs/chips.py has {', '.join(found)}")
+    return found[name]
+
+
+def topology(text: str, slices: int = 1) -> Topology:
+    """From "v5p:8x8x8", "h100:64x8" or "h100:512". Raises UserError, with the nearest, if there is no such."""
+    return hardware.parse(text, chips(), slices)
 
 
 def building_blocks() -> dict[str, object]:

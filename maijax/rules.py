@@ -21,7 +21,7 @@ from maijax.errors import UserError
 
 _BATCH = ("replica", "data", "fsdp", "expert")
 
-RULES: Mapping[str, tuple[str, ...]] = {
+RULES: dict[str, tuple[str, ...]] = {
     # Weights and optimizer state, at rest.
     "embed": ("fsdp", "expert", "context", "stage"),
     "vocab": ("tensor",),
@@ -47,7 +47,11 @@ RULES: Mapping[str, tuple[str, ...]] = {
 
 
 def place(
-    axes: Sequence[str | None], sizes: Sequence[int], mesh: Mapping[str, int], what: str
+    axes: Sequence[str | None],
+    sizes: Sequence[int],
+    mesh: Mapping[str, int],
+    what: str,
+    rules: Mapping[str, tuple[str, ...]] = RULES,
 ) -> tuple[tuple[str, ...], ...]:
     """The mesh axes, of those larger than 1, that shard each dim of an array; a pure function of sizes.
 
@@ -58,9 +62,9 @@ def place(
     taken: set[str] = set()
     placed = []
     for axis, size in zip(axes, sizes, strict=True):
-        if axis is not None and axis not in RULES:
-            raise UserError(f"{what}: no rule for the logical axis {axis!r}; maijax/rules.py has {', '.join(RULES)}")
-        found = tuple(a for a in RULES[axis] if mesh[a] > 1 and a not in taken) if axis is not None else ()
+        if axis is not None and axis not in rules:
+            raise UserError(f"{what}: no rule for the logical axis {axis!r}; maijax/rules.py has {', '.join(rules)}")
+        found = tuple(a for a in rules[axis] if mesh[a] > 1 and a not in taken) if axis is not None else ()
         ways = math.prod(mesh[a] for a in found)
         if size % ways:
             product = " x ".join(f"{a} {mesh[a]}" for a in found)

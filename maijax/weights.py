@@ -8,6 +8,7 @@ masks by them, the mesh shards by them, `show` prints them, and the golden texts
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Literal
 
@@ -50,6 +51,7 @@ class Weight:
         return math.prod(self.sizes)
 
 
+@functools.lru_cache(maxsize=64)  # a search over layouts asks thousands of times
 def declare(model: ModelConfig) -> tuple[Weight, ...]:
     """All weights of a model in tree order: embed, (dense_layers,) layers, final_norm, head."""
     width = dims.sizes(model)

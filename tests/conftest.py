@@ -19,6 +19,7 @@ from maijax import registry  # noqa: E402
 
 
 def pytest_addoption(parser):
+    parser.addoption("--all-layouts", action="store_true", help="train on every layout, for 20 minutes")
     parser.addoption("--update-golden", action="store_true", help="rewrite tests/golden/ from the code as it is")
 
 

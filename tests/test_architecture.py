@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 VALUES = {"config", "dims", "errors", "rules", "weights"}
-ARITHMETIC = VALUES | {"overrides", "plain", "scaling"}
+ARITHMETIC = VALUES | {"hardware", "overrides", "plain", "scaling"}
 # Each room of maijax/ and what it may import from maijax; arrows only point down.
 MAY_IMPORT = {
     "errors": set(),
@@ -18,9 +18,10 @@ MAY_IMPORT = {
     "dims": {"config"},
     "weights": {"config", "dims"},
     "rules": {"config", "dims", "errors", "weights"},
+    "hardware": {"errors"},
     "plain": {"config", "errors"},
     "overrides": {"config", "errors", "plain"},
-    "registry": {"config", "errors", "plain"},
+    "registry": {"config", "errors", "hardware", "plain"},
     "provenance": {"config", "plain", "registry"},
     "scaling": {"config", "weights"},
     "parallel": VALUES | {"parallel"},
@@ -29,13 +30,15 @@ MAY_IMPORT = {
     "optim": VALUES | {"optim"},
     "serve": VALUES | {"serve", "models", "parallel"},
     "train": ARITHMETIC | {"train", "serve", "models", "data", "optim", "parallel", "registry", "provenance"},
-    "cli": ARITHMETIC | {"cli", "train", "serve", "data", "parallel", "registry", "provenance", "", "models"},
+    "plan": ARITHMETIC | {"plan", "registry", "hardware", "train", "models", "data", "optim", "parallel"},
+    "cli": ARITHMETIC | {"cli", "plan", "hardware", "train", "serve", "data", "parallel", "registry",
+                         "provenance", "", "models"},
     "__init__": set(),
     "__main__": {"cli"},
 }
 NO_JAX = {
-    "__init__", "__main__", "cli", "config", "dims", "errors", "overrides", "plain", "provenance", "registry",
-    "rules", "scaling", "weights",
+    "__init__", "__main__", "cli", "config", "dims", "errors", "hardware", "overrides", "plain", "provenance",
+    "registry", "rules", "scaling", "weights",
 }
 LONGEST_FILE, LONGEST_FUNCTION = 350, 80  # lines
 
@@ -87,7 +90,7 @@ def test_experiments_and_configs_see_values_only():
         seen = {".".join(name.split(".")[:2]) for name in imported(file) if name.startswith("maijax")}
         others = {name.split(".")[0] for name in imported(file)} - {"maijax"}
         if folder == "configs":
-            assert seen <= {"maijax.config"} and not others, file
+            assert seen <= {"maijax.config", "maijax.hardware"} and not others, file
         if folder == "experiments":
             assert seen <= {"maijax.config", "maijax.registry", "maijax.scaling"}, file
             assert others <= {"configs", "experiments"} | sys.stdlib_module_names, file
@@ -119,7 +122,8 @@ def test_no_drawers():
                 or p.stem.endswith("_lib")]
 
 
-@pytest.mark.parametrize("words", [["list"], ["show", "mai_500b"], ["diff", "phi_tiny", "mai_500b"], ["run", "--help"]])
+@pytest.mark.parametrize("words", [["list"], ["show", "mai_500b"], ["diff", "phi_tiny", "mai_500b"], ["run", "--help"],
+                                   ["doctor", "mai_70b", "--topology", "v5p:8x8x8"]])
 def test_quick_verbs_load_only_the_standard_library(words):
     program = (
         "import sys\nbefore = set(sys.modules)\nfrom maijax import cli\n"

@@ -66,7 +66,7 @@ def test_mesh_presets():
 def test_building_blocks_are_all_named_values():
     found = registry.building_blocks()
     assert found["configs.models.PHI_TINY"] == registry.get("phi_tiny").model
-    assert {name.split(".")[1] for name in found} == {"models", "optimizers", "data", "meshes"}
+    assert {name.split(".")[1] for name in found} == {"models", "optimizers", "data", "meshes", "chips"}
 
 
 def test_a_module_of_ones_own(here):

@@ -24,6 +24,7 @@ Language-model research in JAX: an experiment is a value, and every size goes th
   maijax run phi_tiny --set optim.lr=3e-3  the same with one value changed
   maijax generate phi_tiny --prompt "Once upon a time"
   maijax diff phi_tiny mai_500b            what differs between small and large, and why
+  maijax plan mai_70b --topology v5p:8x8x8 compile it for a machine that is not here: memory, time, cost
 """
 _CODES = "Exit codes: 0 done, 1 failed, 2 bad input, 75 stopped and saved (the same command goes on), 130 interrupted."
 _SETTINGS = """\
@@ -33,6 +34,10 @@ Values are set with --set PATH=VALUE, as often as you like; `maijax show NAME` p
   --set data.sources=a.jsonl,b.txt@0.3   your own corpora, the second at weight 0.3
   --set data.sources[0].field=story      one of several
   --set model.moe.top_k=2                inside a block
+"""
+_KINDS = """\
+Each number says how it is known: exact (arithmetic on sizes), compiler (read from the compiled program), or
+model (a few constants fitted to published runs, see docs/plan.md). Compiles are kept in the cache folder.
 """
 
 
@@ -77,11 +82,17 @@ def _reading_verbs(verb) -> None:
     diffs.add_argument("a", metavar="A", help="an experiment")
     diffs.add_argument("b", metavar="B", help="another")
     doctor = verb("doctor", "doctor:doctor", "look at this machine, and whether an experiment fits it",
-                  "Example: maijax doctor phi_30m")
+                  "Example: maijax doctor phi_30m\nExample: maijax doctor mai_70b --topology v5p:8x8x8")
     _experiment(doctor, optional=True)
+    _topology(doctor, required=False)
+    plans = verb("plan", "plan:plan", "compile an experiment for machines that are not here: memory, time, cost",
+                 "Example: maijax plan mai_70b --topology v5p:8x8x8 --mesh FSDP\n\n" + _KINDS + "\n" + _SETTINGS)
+    _experiment(plans)
+    _topology(plans, required=True)
+    plans.add_argument("--search", action="store_true", help="look for the fastest layout, and compile the best few")
     for one in (lists, diffs):
         _module(one)
-    for one in (lists, shows, diffs, doctor):
+    for one in (lists, shows, diffs, doctor, plans):
         _json(one)
 
 
@@ -118,6 +129,12 @@ def _experiment(one: argparse.ArgumentParser, *, optional: bool = False) -> None
     one.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="change a value; repeatable")
     one.add_argument("--mesh", metavar="M", help="a preset of configs/meshes.py, e.g. FSDP")
     _module(one)
+
+
+def _topology(one: argparse.ArgumentParser, *, required: bool) -> None:
+    one.add_argument("--topology", required=required, metavar="T",
+                     help="chips and their shape: v5p:8x8x8, h100:64x8 (64 nodes of 8); see configs/chips.py")
+    one.add_argument("--slices", type=_above_zero, default=1, metavar="N", help="so many TPU slices (default: 1)")
 
 
 def _module(one: argparse.ArgumentParser) -> None:

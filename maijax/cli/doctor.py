@@ -12,11 +12,13 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from maijax import __version__, rules, scaling, weights
+from maijax import __version__, registry, rules, scaling, weights
 from maijax.cli import choose
 from maijax.cli.table import rows, size
 from maijax.config import Experiment
 from maijax.errors import UserError
+from maijax.hardware import Topology
+from maijax.plan import arithmetic, checks
 
 _ENOUGH_DISK = 2e9  # bytes: the stories, a few checkpoints
 
@@ -43,10 +45,15 @@ class Machine:
 def doctor(args: argparse.Namespace) -> int:
     """Returns 1 if something stands in the way, else 0; the experiment's own problems raise UserError."""
     experiment = choose.experiment(args)[0] if args.name else None
-    machine = _machine()
-    findings = [*_software(), *_hardware(machine), *_folders()]
-    if experiment is not None:
-        findings += _fits(experiment, machine)
+    if args.topology:
+        if experiment is None:
+            raise UserError("--topology asks whether an experiment fits it; name one, e.g. maijax doctor mai_70b ...")
+        findings = list(_elsewhere(experiment, registry.topology(args.topology, args.slices)))
+    else:
+        machine = _machine()
+        findings = [*_software(), *_hardware(machine), *_folders()]
+        if experiment is not None:
+            findings += _fits(experiment, machine)
     bad = [finding for finding in findings if finding.bad]
     if args.json:
         print(json.dumps({"ok": not bad, "findings": [dataclasses.asdict(f) for f in findings]}, indent=1))
@@ -54,6 +61,25 @@ def doctor(args: argparse.Namespace) -> int:
         rows([("BAD" if f.bad else "ok", f.what, _line(f)) for f in findings], widths=(3, 22, 71))
         print(f"\n{len(bad)} to mend" if bad else "\nnothing to mend")
     return 1 if bad else 0
+
+
+def _elsewhere(experiment: Experiment, topology: Topology) -> Iterator[Finding]:
+    """On a machine that is not here: every rule of the layout, then memory by arithmetic. No jax."""
+    yield Finding("experiment", f"{experiment.name}: its values fit each other")
+    yield Finding("topology", f"{topology.title}: {topology.chips:,} chips, {topology.devices:,} devices")
+    problems = checks.problems(experiment, topology)
+    for problem in problems:
+        yield Finding("mesh", problem, "change it with --set, or choose another --mesh")
+    if problems:
+        return
+    estimate = arithmetic.estimate(experiment, topology)
+    axes = " x ".join(f"{axis} {ways}" for axis, ways in estimate.mesh.items() if ways > 1) or "one device"
+    yield Finding("mesh", axes)
+    room = topology.chip.device_hbm
+    yield Finding(
+        "fits in memory", f"about {size(estimate.peak_bytes)} per device (model), {size(room)} there",
+        None if estimate.fits else "see maijax plan --search, which looks for a layout that fits",
+    )
 
 
 def obstacles(experiment: Experiment) -> list[str]:

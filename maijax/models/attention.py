@@ -13,24 +13,13 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-Impl = Literal["auto", "dense", "blocked"]
+from maijax.models.flash import FLOOR, HIDDEN, Rule, bend, flash
 
-# A finite stand-in for minus infinity: differences of two of them stay finite, so no row can become NaN.
-_HIDDEN = -1e30
-# The least row maximum that is believed: exp(_HIDDEN - _FLOOR) is 0, so a row that sees nothing sums to 0.
-_FLOOR = -1e29
+Impl = Literal["auto", "dense", "blocked", "tiled"]
+
 # Queries per block. 64 and 128 are equally fast on CPU at 256 keys; more blocks only cost compile time.
 _BLOCK = 128
 _MOST_BLOCKS = 16
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Rule:
-    """Which scores count and how they are bent; hashable, so that it can be a static argument."""
-
-    scale: float
-    window: int | None
-    softcap: float | None
 
 
 def attend(
@@ -76,19 +65,16 @@ def attend(
     if window is not None and window < 1:
         raise ValueError(f"attend: window={window} must be at least 1; None means no window")
     by_index = q_positions_BS is None and S == T
-    if impl not in ("auto", "dense", "blocked") or (impl == "blocked" and not by_index):
+    if impl not in ("auto", "dense", "blocked", "tiled") or (impl in ("blocked", "tiled") and not by_index):
         raise ValueError(f"attend: impl={impl!r} does not apply with S={S}, T={T}, positions={not by_index}")
 
-    rule = _Rule(scale=float(scale), window=window, softcap=softcap)
-    # A kernel for another chip is one more branch here: it takes the same arrays and the same rule.
+    rule = Rule(scale=float(scale), window=window, softcap=softcap)
     if impl == "dense" or not by_index:
         masks = (q_segments_BS, k_segments_BT, q_positions_BS, k_positions_BT)
         return _dense(q_BSHK, k_BTGK, v_BTGK, masks, rule)
+    if impl == "tiled" or (impl == "auto" and S > _BLOCK * _MOST_BLOCKS):
+        return flash(q_BSHK, k_BTGK, v_BTGK, q_segments_BS, k_segments_BT, jnp.zeros(1, jnp.int32), rule)
     return _blocked(q_BSHK, k_BTGK, v_BTGK, q_segments_BS, k_segments_BT, rule)
-
-
-def _bend(scores: jax.Array, softcap: float | None) -> jax.Array:
-    return scores if softcap is None else softcap * jnp.tanh(scores / softcap)
 
 
 def _dense(
@@ -96,7 +82,7 @@ def _dense(
     k_BTGK: jax.Array,
     v_BTGK: jax.Array,
     masks: tuple[jax.Array | None, jax.Array | None, jax.Array | None, jax.Array | None],
-    rule: _Rule,
+    rule: Rule,
 ) -> jax.Array:
     """Return o_BSHK from the whole score matrix: the definition, differentiable in every mode."""
     q_seg_BS, k_seg_BT, q_pos_BS, k_pos_BT = masks
@@ -113,8 +99,8 @@ def _dense(
 
     q_BSGRK = q_BSHK.reshape(B, S, G, H // G, K)
     s_BGRST = jnp.einsum("BSGRK,BTGK->BGRST", q_BSGRK, k_BTGK, preferred_element_type=jnp.float32)
-    s_BGRST = jnp.where(seen_BST[:, None, None], _bend(s_BGRST * rule.scale, rule.softcap), _HIDDEN)
-    top = jax.lax.stop_gradient(jnp.maximum(jnp.max(s_BGRST, axis=-1, keepdims=True), _FLOOR))
+    s_BGRST = jnp.where(seen_BST[:, None, None], bend(s_BGRST * rule.scale, rule.softcap), HIDDEN)
+    top = jax.lax.stop_gradient(jnp.maximum(jnp.max(s_BGRST, axis=-1, keepdims=True), FLOOR))
     p_BGRST = jnp.exp(s_BGRST - top)
     total = jnp.sum(p_BGRST, axis=-1, keepdims=True)
     p_BGRST = (p_BGRST / jnp.where(total == 0, 1.0, total)).astype(v_BTGK.dtype)
@@ -159,7 +145,7 @@ def _unrows(blocks_BGNK: list[jax.Array], heads: int) -> jax.Array:
 
 
 def _block_mask(
-    q_seg_BS: jax.Array | None, k_seg_BT: jax.Array | None, heads: int, rule: _Rule, block: _Block
+    q_seg_BS: jax.Array | None, k_seg_BT: jax.Array | None, heads: int, rule: Rule, block: _Block
 ) -> jax.Array:
     """Return which keys each row of the block sees, bool [1 or B, 1, N, T]; the rows are those of `_rows`."""
     age = jnp.arange(block.start, block.stop)[:, None] - jnp.arange(block.first_key, block.stop)[None, :]
@@ -174,12 +160,12 @@ def _block_mask(
 
 
 def _block_scores(
-    q_BGNK: jax.Array, k_BGTK: jax.Array, seen_BGNT: jax.Array, rule: _Rule
+    q_BGNK: jax.Array, k_BGTK: jax.Array, seen_BGNT: jax.Array, rule: Rule
 ) -> tuple[jax.Array, jax.Array]:
     """Return the block's float32 scores [B, G, N, T] after the softcap, and the same with hidden ones masked."""
     raw = jnp.einsum("BGNK,BGTK->BGNT", q_BGNK, k_BGTK, preferred_element_type=jnp.float32)
-    bent = _bend(raw * rule.scale, rule.softcap)
-    return bent, jnp.where(seen_BGNT, bent, _HIDDEN)
+    bent = bend(raw * rule.scale, rule.softcap)
+    return bent, jnp.where(seen_BGNT, bent, HIDDEN)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
@@ -189,7 +175,7 @@ def _blocked(
     v_BTGK: jax.Array,
     q_seg_BS: jax.Array | None,
     k_seg_BT: jax.Array | None,
-    rule: _Rule,
+    rule: Rule,
 ) -> jax.Array:
     """Return o_BSHK by blocks of queries, keeping nothing of size S x T for the gradient."""
     return _blocked_forward(q_BSHK, k_BTGK, v_BTGK, q_seg_BS, k_seg_BT, rule)[0]
@@ -203,7 +189,7 @@ def _blocked_forward(q_BSHK, k_BTGK, v_BTGK, q_seg_BS, k_seg_BT, rule):  # noqa:
         k, v = k_BGTK[:, :, block.first_key : block.stop], v_BGTK[:, :, block.first_key : block.stop]
         seen = _block_mask(q_seg_BS, k_seg_BT, heads, rule, block)
         _, s_BGNT = _block_scores(_rows(q_BSHK, heads, block), k, seen, rule)
-        top = jnp.maximum(jnp.max(s_BGNT, axis=-1, keepdims=True), _FLOOR)
+        top = jnp.maximum(jnp.max(s_BGNT, axis=-1, keepdims=True), FLOOR)
         p_BGNT = jnp.exp(s_BGNT - top)
         total = jnp.sum(p_BGNT, axis=-1, keepdims=True)
         total = jnp.where(total == 0, 1.0, total)

@@ -6,23 +6,31 @@ in float32 whatever the compute dtype.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 
 from maijax.config import ModelConfig
 from maijax.models import cache as caches
 from maijax.models import moe, rope
 from maijax.models.attention import attend
+from maijax.models.flash import Rule
 from maijax.models.initial import sample
+from maijax.models.kernels import Local
 from maijax.models.linear import linear
 from maijax.models.mlp import gated_mlp
 from maijax.models.norm import layer_norm, rms_norm
-from maijax.parallel.sharding import constrain
+from maijax.parallel import embedding
+from maijax.parallel.attention import over_devices
+from maijax.parallel.sharding import constrain, spread
 from maijax.weights import Weight, declare
+
+LAYER_INPUT = "layer_input"  # what rematerialisation may keep elsewhere
 
 
 class Sight(NamedTuple):
@@ -50,12 +58,17 @@ class Declared(nn.Module):
     dtype: Any
     root: str
 
-    def weight(self, name: str, dtype: Any = None) -> jax.Array:
+    def stored(self, name: str) -> jax.Array:
+        """A weight as it lies at rest, float32."""
         weight = _declared(self.cfg)[f"{self.root}/{name}"]
         shape = weight.sizes[weight.letters.startswith("L") :]  # nn.scan adds the layers
-        value = self.param(name, lambda key: sample(weight, key, shape))
+        return self.param(name, lambda key: sample(weight, key, shape))
+
+    def weight(self, name: str, dtype: Any = None) -> jax.Array:
+        """A weight to be used."""
+        weight, value = _declared(self.cfg)[f"{self.root}/{name}"], self.stored(name)
         # Cast, then gathered from the devices that share it: half the bytes travel.
-        return constrain(value.astype(dtype or self.dtype), *weight.logical_axes[len(weight.sizes) - len(shape) :])
+        return constrain(value.astype(dtype or self.dtype), *weight.logical_axes[len(weight.sizes) - value.ndim :])
 
 
 class Norm(Declared):
@@ -83,13 +96,10 @@ class Attention(Declared):
         q_BSHK = constrain(rope.rotate(q_BSHK, sight.turn), "batch", "sequence", "heads", "head_dim")
         k_BSGK = constrain(rope.rotate(k_BSGK, sight.turn), "batch", "sequence", "kv_heads", "head_dim")
         v_BSGK = constrain(v_BSGK, "batch", "sequence", "kv_heads", "head_dim")
-        see = functools.partial(
-            attend, window=options.window, softcap=options.softcap, scale=options.head_dim**-0.5
-        )
+        rule = Rule(window=options.window, softcap=options.softcap, scale=options.head_dim**-0.5)
         if stored is None:
             new = None
-            segments_BS = sight.segments_BS
-            out_BSHK = see(q_BSHK, k_BSGK, v_BSGK, q_segments_BS=segments_BS, k_segments_BT=segments_BS)
+            out_BSHK = over_devices(q_BSHK, k_BSGK, v_BSGK, sight.segments_BS, Local(rule, self.cfg.kernels))
         else:
             assert sight.positions_BS is not None
             new = (k_BSGK, v_BSGK)
@@ -97,9 +107,10 @@ class Attention(Declared):
                 caches.write(old, fresh, sight.positions_BS) for old, fresh in zip(stored, new, strict=True)
             )
             slots_BT = jnp.broadcast_to(jnp.arange(k_BTGK.shape[1], dtype=jnp.int32)[None], k_BTGK.shape[:2])
-            out_BSHK = see(
+            out_BSHK = attend(
                 q_BSHK, k_BTGK.astype(self.dtype), v_BTGK.astype(self.dtype),
                 q_positions_BS=jnp.maximum(sight.positions_BS, 0), k_positions_BT=slots_BT,
+                **dataclasses.asdict(rule),
             )
         out_BSHK = constrain(out_BSHK, "batch", "sequence", "heads", "head_dim")
         return linear(out_BSHK, self.weight("w_o"), contract=2), new
@@ -116,19 +127,20 @@ class MoE(Declared):
     @nn.compact
     def __call__(self, x_BSD: jax.Array, valid_BS: jax.Array | None) -> tuple[jax.Array, moe.RouterStats]:
         options = self.cfg.moe
-        assert options is not None
-        batch, length, width = x_BSD.shape
-        x_ND = x_BSD.reshape(-1, width)
-        routing = moe.route(
-            x_ND, self.weight("w_router", jnp.float32), self.weight("router_bias", jnp.float32), options
-        )
-        w_gate, w_up, w_down = (self.weight(name) for name in ("w_gate", "w_up", "w_down"))
+        assert options is not None and self.cfg.kernels != "auto"
+        # The router is whole on every device: each routes its own tokens to all experts.
+        w_router, bias = constrain(self.stored("w_router"), None, None), constrain(self.stored("router_bias"), None)
+        routing = moe.route(x_BSD, w_router, bias, options)
+        # Cast, and gathered where they are used.
+        w_gate, w_up, w_down = (self.stored(name).astype(self.dtype) for name in ("w_gate", "w_up", "w_down"))
         out_BSD = moe.experts(
-            x_ND, routing, w_gate, w_up, w_down, activation=self.cfg.activation
-        ).reshape(x_BSD.shape)
+            x_BSD, routing, w_gate, w_up, w_down, activation=self.cfg.activation, kernels=self.cfg.kernels
+        )
         if options.shared_experts:
-            out_BSD += MLP(cfg=self.cfg, dtype=self.dtype, root=f"{self.root}/shared", name="shared")(x_BSD)
-        return out_BSD, moe.router_stats(routing, valid_BS, (batch, length), options)
+            shared = MLP(cfg=self.cfg, dtype=self.dtype, root=f"{self.root}/shared", name="shared")
+            more_BSD = shared(constrain(x_BSD, "batch", "sequence", "embed"))
+            out_BSD += constrain(more_BSD, "batch", "residual_sequence", "embed")
+        return out_BSD, moe.router_stats(routing, valid_BS, options)
 
 
 class Block(Declared):
@@ -143,21 +155,25 @@ class Block(Declared):
         def part(module: type[Declared], name: str) -> Any:
             return module(cfg=self.cfg, dtype=self.dtype, root=f"{self.root}/{name}", name=name)
 
+        x_BSD = checkpoint_name(x_BSD, LAYER_INPUT)
         # Where heads and mlp are shared out, so are the tokens between: each sum over them ends in a scatter.
         normed_BSD = constrain(part(Norm, "attention_norm")(x_BSD), "batch", "sequence", "embed")
         out_BSD, new = part(Attention, "attention")(normed_BSD, stored, sight)
         x_BSD = x_BSD + constrain(out_BSD, "batch", "residual_sequence", "embed")
-        normed_BSD = constrain(part(Norm, "mlp_norm")(x_BSD), "batch", "sequence", "embed")
-        if self.mixture:
+        normed_BSD = part(Norm, "mlp_norm")(x_BSD)
+        if self.mixture:  # each token is routed where it is
             out_BSD, stats = part(MoE, "moe")(normed_BSD, sight.valid_BS())
         else:
-            out_BSD, stats = part(MLP, "mlp")(normed_BSD), None
+            out_BSD, stats = part(MLP, "mlp")(constrain(normed_BSD, "batch", "sequence", "embed")), None
         return x_BSD + constrain(out_BSD, "batch", "residual_sequence", "embed"), (new, stats)
 
 
 class Embed(Declared):
     @nn.compact
     def __call__(self, tokens_BS: jax.Array) -> jax.Array:
+        layout = spread()
+        if layout is not None and embedding.fits(layout, tokens_BS.shape):
+            return embedding.lookup(self.stored("w_embed"), tokens_BS, layout, self.dtype)
         # Rows are gathered before the cast: a table of 100k rows is not copied for a few of them.
         return self.weight("w_embed", jnp.float32)[tokens_BS].astype(self.dtype)
 
@@ -167,4 +183,4 @@ class Head(Declared):
 
     @nn.compact
     def __call__(self) -> None:
-        self.weight("w_head", jnp.float32)
+        self.stored("w_head")

@@ -17,10 +17,11 @@ from flax import linen as nn
 from maijax.config import ModelConfig
 from maijax.models import cache as caches
 from maijax.models import rope
-from maijax.models.blocks import Block, Embed, Head, Norm, Sight
+from maijax.models.blocks import LAYER_INPUT, Block, Embed, Head, Norm, Sight
 from maijax.models.cache import Cache
 from maijax.models.initial import sample
-from maijax.parallel.sharding import constrain, tree
+from maijax.parallel import order, pipeline
+from maijax.parallel.sharding import constrain, rows_over_stages, tree
 from maijax.weights import Weight, declare
 
 Params = Any  # nested dict by weight path
@@ -31,6 +32,10 @@ UNROLL_ON_CPU = 16  # layers; up to here unrolling pays for its compile time (ab
 REMAT_POLICIES = {
     "full": None,  # only the layer's input
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # linear outputs, not scores
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(  # as full, in the host's memory
+        names_which_can_be_saved=[], names_which_can_be_offloaded=[LAYER_INPUT], offload_src="device",
+        offload_dst="pinned_host",
+    ),
 }
 
 
@@ -60,6 +65,23 @@ class Decoder(nn.Module):
         )
         return scanned(cfg=self.cfg, dtype=self.dtype, root=name, mixture=mixture, name=name)
 
+    def piped(self, name: str, depth: int, x_BSD: jax.Array, sight: Sight, *, mixture: bool) -> tuple[jax.Array, Any]:
+        """The stack of that name over the stages of the mesh; a few layers before the mixtures are not worth it."""
+        block = Block(cfg=self.cfg, dtype=self.dtype, root=name, mixture=mixture, parent=None)
+
+        def layer(weights: Params, x_BSD: jax.Array, sight: Sight) -> tuple[jax.Array, Any]:
+            x_BSD, (_, stats) = block.apply({"params": weights}, x_BSD, None, sight)
+            return x_BSD, stats
+
+        if self.cfg.remat != "none":
+            layer = jax.checkpoint(layer, policy=REMAT_POLICIES[self.cfg.remat], prevent_cse=False)
+        weights = self.variables["params"][name]
+        if name == "dense_layers":
+            with rows_over_stages(x_BSD.shape[0]):
+                return jax.lax.scan(lambda x, w: layer(w, x, sight), x_BSD, weights)
+        declared = tree({w.path: w for w in declare(self.cfg)})[name]
+        return pipeline.run(layer, weights, declared, x_BSD, sight, depth=depth, dtype=self.dtype)
+
     @nn.compact
     def __call__(
         self,
@@ -85,6 +107,9 @@ class Decoder(nn.Module):
         stacks.append(("layers", first_dense, cfg.num_layers, cfg.moe is not None))
         fresh, stats = [], None
         for name, start, stop, mixture in stacks:
+            if cache is None and pipeline.stages() > 1:
+                x_BSD, stats = self.piped(name, stop - start, x_BSD, sight, mixture=mixture)
+                continue
             stored = None if cache is None else (cache.k_LBTGK[start:stop], cache.v_LBTGK[start:stop])
             stack = self.stack(name, stop - start, mixture=mixture)
             x_BSD, (new, stats) = stack(x_BSD, stored, sight)  # pyright: ignore[reportCallIssue]
@@ -173,8 +198,10 @@ def hidden(
     if positions_BS is None:
         segments = jnp.zeros(tokens_BS.shape, jnp.int32) if segments_BS is None else segments_BS
         positions_BS = restart(segments)
-    x_BSD, aux, _ = _apply(params, cfg, tokens_BS, segments_BS, positions_BS, None)
-    return x_BSD, aux
+    # Where devices share out a row, its tokens lie in an order that gives all equal work; nobody outside knows.
+    dealt = (order.deal(x) for x in (tokens_BS, segments_BS, positions_BS))
+    x_BSD, aux, _ = _apply(params, cfg, *dealt, None)
+    return order.collect(x_BSD), aux
 
 
 def head(params: Params, cfg: ModelConfig) -> tuple[jax.Array, bool]:

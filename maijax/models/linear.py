@@ -54,11 +54,12 @@ def weight_gradient(x_NI: jax.Array, g_NO: jax.Array, *, dtype: Any = jnp.float3
         return jnp.dot(x_NI.T, g_NO, preferred_element_type=dtype)
 
     def on_cpu(x_NI: jax.Array, g_NO: jax.Array) -> jax.Array:
-        # The narrower operand goes left: 4096 x 1024 by 4096 x 256 runs at 66 GFLOP/s, mirrored at 103. The
-        # barrier keeps XLA from folding the transpose back into the product.
+        # The narrower operand goes left, and is transposed in memory first: XLA's product contracts the leading
+        # dim of both at a half to four fifths of the speed. The barriers keep it from undoing either.
+        hold = jax.lax.optimization_barrier
         if x_NI.shape[1] <= g_NO.shape[1]:
-            return plain(x_NI, g_NO)
-        return jax.lax.optimization_barrier(plain(g_NO, x_NI)).T
+            return jnp.dot(hold(x_NI.T), g_NO, preferred_element_type=dtype)
+        return hold(jnp.dot(hold(g_NO.T), x_NI, preferred_element_type=dtype)).T
 
     return jax.lax.platform_dependent(x_NI, g_NO, cpu=on_cpu, default=plain)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 
@@ -37,7 +37,7 @@ def gated_mlp(
     x is [..., D]; the weights are [D, F], [D, F] and [F, D].
     Source: Shazeer 2020, "GLU Variants Improve Transformer".
     """
-    inner_BSF = gate_product(linear(x_BSD, w_gate_DF), linear(x_BSD, w_up_DF), activation)
+    inner_BSF: Any = gate_product(linear(x_BSD, w_gate_DF), linear(x_BSD, w_up_DF), activation)
     return linear(constrain(inner_BSF, "batch", "sequence", "mlp"), w_down_FD)
 
 

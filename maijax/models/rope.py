@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from maijax.config import RopeConfig
+from maijax.parallel.sharding import spread
 
 
 class Rotation(NamedTuple):
@@ -55,7 +56,23 @@ def rotation(
         inverse_BSR = jnp.where(is_long_BSR, long_BSR, inverse_BSR)
     angles_BSR = positions_BS.astype(jnp.float32)[:, :, None] * inverse_BSR
     scale = magnitude(rope, context)
-    return Rotation(cos_BSR=jnp.cos(angles_BSR) * scale, sin_BSR=jnp.sin(angles_BSR) * scale)
+    cos_BSR, sin_BSR = _cos_and_sin(angles_BSR)
+    return Rotation(cos_BSR=cos_BSR * scale, sin_BSR=sin_BSR * scale)
+
+
+def _cos_and_sin(angles_BSR: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Cosine and sine, once: on one CPU, row by row.
+
+    XLA's CPU back end would compute them again inside each rotation of each layer, 6% of a step of phi_tiny, and
+    drops optimisation barriers before it fuses; what a loop has made it takes as it is.
+    """
+
+    def whole(angles: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return jnp.cos(angles), jnp.sin(angles)
+
+    if spread() is not None:
+        return whole(angles_BSR)
+    return jax.lax.platform_dependent(angles_BSR, cpu=lambda a: jax.lax.map(whole, a), default=whole)
 
 
 @jax.custom_vjp

@@ -15,6 +15,7 @@ import re
 import socket
 import time
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 
@@ -69,7 +70,7 @@ def start(found: Settings) -> None:
     """Connects this process with the others, before anything asks jax for its devices; raises RunError if it cannot."""
     # Our own handlers note Ctrl-C and SIGTERM, and the loop agrees on a step; before it, a signal ends the process.
     jax.config.update("jax_enable_preemption_service", False)
-    waits = {"heartbeat_timeout_seconds": _HEARTBEAT, "shutdown_timeout_seconds": _LEAVING}
+    waits: dict[str, Any] = {"heartbeat_timeout_seconds": _HEARTBEAT, "shutdown_timeout_seconds": _LEAVING}
     try:
         if found.coordinator is None:
             jax.distributed.initialize(**waits)

@@ -12,9 +12,9 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from maijax import rules
 from maijax.config import MeshConfig, ModelConfig
 from maijax.dims import LOGICAL_AXES
+from maijax.rules import RULES, place
 from maijax.weights import Weight, declare
 
 _WEIGHT_AXES = frozenset(LOGICAL_AXES.values())
@@ -26,10 +26,11 @@ class Layout:
 
     mesh: Mesh | AbstractMesh
     config: MeshConfig
+    rules: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=lambda: RULES)
 
     def axes(self, logical: str) -> tuple[str, ...]:
         """The mesh axes larger than 1 that a logical axis is shared out over."""
-        return tuple(a for a in rules.RULES[logical] if self.mesh.shape[a] > 1)
+        return tuple(a for a in self.rules[logical] if self.mesh.shape[a] > 1)
 
     def ways(self, *mesh_axes: str) -> int:
         """The product of these mesh axes' sizes."""
@@ -37,7 +38,7 @@ class Layout:
 
     def spec(self, axes: Sequence[str | None], sizes: Sequence[int], what: str) -> PartitionSpec:
         """Where an array of these logical axes and sizes lies; raises UserError as `rules.place` does."""
-        placed = rules.place(axes, sizes, self.mesh.shape, what)
+        placed = place(axes, sizes, self.mesh.shape, what, self.rules)
         return PartitionSpec(*(found if len(found) > 1 else (found[0] if found else None) for found in placed))
 
     def sharding(self, axes: Sequence[str | None], sizes: Sequence[int], what: str) -> NamedSharding:
@@ -87,6 +88,17 @@ def spread() -> Layout | None:
     """The layout in use if it has several devices, else None: what is traced then needs no thought of others."""
     layout = _LAYOUT.get()
     return None if layout is None or layout.mesh.size == 1 else layout
+
+
+@contextlib.contextmanager
+def rows_over_stages(rows: int) -> Iterator[None]:
+    """Within it, stages share out the rows of a batch too: for layers outside the pipeline. If they divide them."""
+    layout = spread()
+    if layout is None or rows % layout.ways(*layout.axes("batch"), "stage"):
+        yield
+        return
+    with use(dataclasses.replace(layout, rules=layout.rules | {"batch": (*layout.rules["batch"], "stage")})):
+        yield
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:

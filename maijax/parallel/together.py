@@ -94,7 +94,8 @@ def rows_here(where: NamedSharding, shape: tuple[int, int]) -> tuple[list[int], 
     mine = set()
     for device, index in where.devices_indices_map(shape).items():
         start, stop, _ = index[0].indices(shape[0])
-        lowest[start, stop] = min(device.process_index, lowest.get((start, stop), device.process_index))
+        process: int = device.process_index  # pyright: ignore[reportAssignmentType]
+        lowest[start, stop] = min(process, lowest.get((start, stop), process))
         if device.process_index == here:
             mine.add((start, stop))
     rows = [row for start, stop in sorted(mine) for row in range(start, stop)]
@@ -110,7 +111,7 @@ def place(
         return jax.device_put(arrays, where)
     at = {row: k for k, row in enumerate(rows)}
 
-    def part(array: np.ndarray, index: tuple[slice, ...]) -> np.ndarray:
+    def part(array: np.ndarray, index: Any) -> np.ndarray:
         start, stop, _ = index[0].indices(shape[0])
         return array[at[start] : at[start] + stop - start, index[1]]
 

@@ -14,7 +14,7 @@ from maijax.config import ModelConfig
 from maijax.models import decoder
 from maijax.parallel import sharding, together
 from maijax.parallel.sharding import Layout
-from maijax.train.loss import token_losses
+from maijax.train.loss import logit_room, token_losses
 
 
 class Evaluation(NamedTuple):
@@ -40,15 +40,16 @@ def make_scorer(model: ModelConfig, layout: Layout, *, rows: int, seq_len: int) 
         with sharding.use(layout):
             hidden_BSD, _ = decoder.hidden(params, model, batch["tokens"], batch["segments"], batch["positions"])
             head, transposed = decoder.head(params, model)
-            nll_N = token_losses(
-                hidden_BSD.reshape(-1, model.d_model),
+            nll_BS = token_losses(
+                hidden_BSD,
                 head,
-                batch["targets"].reshape(-1),
+                batch["targets"],
                 vocab_size=model.vocab_size,
                 head_is_VD=transposed,
                 softcap=model.logit_softcap,
+                logit_bytes=logit_room(model),
             )
-            return jnp.sum(nll_N * batch["weights"].reshape(-1))
+            return jnp.sum(nll_BS * batch["weights"])
 
     jitted = jax.jit(score, in_shardings=(layout.params(model), where), out_shardings=layout.replicated())
     shape = (rows, seq_len)

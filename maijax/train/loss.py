@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from maijax.models.linear import weight_gradient
+from maijax.config import ModelConfig
+from maijax.parallel.sharding import Layout, spread
+from maijax.train import loss_chunks, loss_spread
+from maijax.train.loss_chunks import Head
 
-# Float32 logits held at once, in bytes. One chunk is as fast as eight on CPU; this bounds the memory.
+# Float32 logits held at once by a device, in bytes. On CPU one chunk is as fast as eight; an accelerator is kept
+# busier by larger products, and adds up the head's gradient in fewer passes over it.
 _LOGIT_BYTES = 64 * 2**20
+_ACCELERATOR_LOGIT_BYTES = 2**28
 
 
 class CrossEntropy(NamedTuple):
@@ -27,177 +31,124 @@ class CrossEntropy(NamedTuple):
     weight_sum: jax.Array
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Head:
-    """How hidden states become logits; hashable, so that it can be a static argument."""
-
-    is_VD: bool
-    vocab_size: int
-    z_loss: float
-    softcap: float | None
-    chunk: int  # tokens
-
-    def logits(self, hidden_CD: jax.Array, head: jax.Array) -> jax.Array:
-        """Return the float32 logits [C, V] after the softcap, padding entries at -inf."""
-        dims = (((1,), (1 if self.is_VD else 0,)), ((), ()))
-        z_CV = jax.lax.dot_general(hidden_CD, head, dims, preferred_element_type=jnp.float32)
-        if self.softcap is not None:
-            z_CV = self.softcap * jnp.tanh(z_CV / self.softcap)
-        if self.vocab_size < z_CV.shape[1]:
-            z_CV = jnp.where(jnp.arange(z_CV.shape[1])[None] < self.vocab_size, z_CV, -jnp.inf)
-        return z_CV
+def logit_room(model: ModelConfig) -> int:
+    """How many bytes of logits a device may hold at once, by the platform whose kernels a resolved model uses."""
+    return _ACCELERATOR_LOGIT_BYTES if model.kernels in ("tpu", "gpu") else _LOGIT_BYTES
 
 
 def cross_entropy(
-    hidden_ND: jax.Array,
+    hidden_BSD: jax.Array,
     head: jax.Array,
-    targets_N: jax.Array,
-    weights_N: jax.Array,
+    targets_BS: jax.Array,
+    weights_BS: jax.Array,
     *,
     head_is_VD: bool,
     vocab_size: int,
     z_loss: float = 0.0,
     softcap: float | None = None,
-    chunk: int | None = None,
+    logit_bytes: int = _LOGIT_BYTES,
 ) -> CrossEntropy:
     """Return the weighted sums of -log p(target) and of z_loss * logsumexp(logits)^2.
 
-    hidden is [N, D]; head is [V, D] (a tied embedding) if ``head_is_VD``, else [D, V]: neither is copied
+    hidden is [B, S, D]; head is [V, D] (a tied embedding) if ``head_is_VD``, else [D, V]: neither is copied
     transposed. The head is cast to the dtype of hidden for the product; logits and loss are float32. Entries
     of the vocabulary from ``vocab_size`` on are padding and get probability 0. targets are int32 in
     [0, vocab_size); weights are float32, 0 for tokens that do not count.
 
-    At most ``chunk`` tokens' logits exist at once (default: as many as fit 64 MiB of float32); each chunk's
-    gradient with respect to hidden and head is made while its logits are at hand, so the backward pass only
-    scales. Only loss_sum has a gradient, for hidden and head, first derivatives in reverse mode. A call that is
-    not differentiated makes none.
+    Logits of at most ``logit_bytes`` exist at once on a device; each chunk's gradient with respect to hidden
+    and head is made while its logits are at hand, so the backward pass only scales. Only loss_sum has a
+    gradient, for hidden and head, first derivatives in reverse mode. A call that is not differentiated makes
+    none. On several devices `loss_spread` says who does what; the head's gradient lies as the head does.
 
-    Raises: ValueError if the shapes and vocab_size do not fit together.
+    Raises: ValueError if the shapes and vocab_size do not fit together; UserError if they do not divide over
+    the mesh.
 
     Source: z-loss, Chowdhery et al. 2022, "PaLM", section 5.
     """
-    spec = _spec(hidden_ND, head, head_is_VD, vocab_size, z_loss, softcap, chunk)
-    weights_N = weights_N.astype(jnp.float32)
-    sums: Any = _losses(hidden_ND, head, targets_N, weights_N, spec)
-    return CrossEntropy(sums[0], sums[1], sums[2], jnp.sum(weights_N))
+    layout = spread()
+    spec = _spec(hidden_BSD, head, head_is_VD, vocab_size, z_loss, softcap, logit_bytes, layout)
+    weights_BS = weights_BS.astype(jnp.float32)
+    sums: Any = _losses(hidden_BSD, head, targets_BS, weights_BS, spec, layout)
+    return CrossEntropy(sums[0], sums[1], sums[2], jnp.sum(weights_BS))
 
 
 def token_losses(
-    hidden_ND: jax.Array,
+    hidden_BSD: jax.Array,
     head: jax.Array,
-    targets_N: jax.Array,
+    targets_BS: jax.Array,
     *,
     head_is_VD: bool,
     vocab_size: int,
     softcap: float | None = None,
-    chunk: int | None = None,
+    logit_bytes: int = _LOGIT_BYTES,
 ) -> jax.Array:
-    """Return -log p(target) of each token, float32 [N] in nats, for evaluation; arguments as in `cross_entropy`."""
-    spec = _spec(hidden_ND, head, head_is_VD, vocab_size, 0.0, softcap, chunk)
-    head = head.astype(hidden_ND.dtype)
-
-    def one_chunk(carry: None, xs: tuple[jax.Array, jax.Array]) -> tuple[None, jax.Array]:
-        hidden_CD, targets_C = xs
-        log_total_C, target_C = _normalise(spec.logits(hidden_CD, head), targets_C)
-        return carry, log_total_C - target_C
-
-    _, nll = _over_chunks(one_chunk, None, (hidden_ND, targets_N), spec.chunk)
-    return nll[: hidden_ND.shape[0]]
+    """Return -log p(target) of each token, float32 [B, S] in nats, for evaluation; arguments as in `cross_entropy`."""
+    layout = spread()
+    spec = _spec(hidden_BSD, head, head_is_VD, vocab_size, 0.0, softcap, logit_bytes, layout)
+    if layout is not None:
+        return loss_spread.token_nll(hidden_BSD, head, targets_BS, spec, layout)
+    nll_N = loss_chunks.token_nll(_flat(hidden_BSD), head.astype(hidden_BSD.dtype), targets_BS.reshape(-1), spec)
+    return nll_N.reshape(targets_BS.shape)
 
 
 def _spec(
-    hidden_ND: jax.Array,
+    hidden_BSD: jax.Array,
     head: jax.Array,
     head_is_VD: bool,
     vocab_size: int,
     z_loss: float,
     softcap: float | None,
-    chunk: int | None,
-) -> _Head:
-    N, D = hidden_ND.shape
+    logit_bytes: int,
+    layout: Layout | None,
+) -> Head:
+    B, S, D = hidden_BSD.shape
     V, head_D = head.shape if head_is_VD else head.shape[::-1]
     if head_D != D or not 0 < vocab_size <= V:
-        raise ValueError(f"head {head.shape} does not fit hidden {hidden_ND.shape} and vocab_size={vocab_size}")
-    if chunk is None:
-        chunk = max(1, _LOGIT_BYTES // (4 * V))
+        raise ValueError(f"head {head.shape} does not fit hidden {hidden_BSD.shape} and vocab_size={vocab_size}")
+    N, peers, held = B * S, (), V  # a device's tokens and entries
+    if layout is not None:
+        peers = layout.axes("vocab")
+        N //= layout.ways(*layout.axes("batch"), *layout.axes("loss_sequence"))
+        held //= layout.ways(*peers)
+    chunk = max(1, logit_bytes // (4 * held))
     # Equal chunks: 1,100 tokens under a limit of 1,024 are two of 550, not one and a mostly empty one.
     chunks = max(1, -(-N // chunk))
-    return _Head(is_VD=head_is_VD, vocab_size=vocab_size, z_loss=z_loss, softcap=softcap, chunk=-(-N // chunks))
+    return Head(
+        is_VD=head_is_VD, vocab_size=vocab_size, padded=vocab_size < V, z_loss=z_loss, softcap=softcap,
+        chunk=-(-N // chunks), peers=peers,
+    )
 
 
-def _over_chunks(body, carry, arrays, chunk):  # noqa: ANN001, ANN202
-    """Scan ``body`` over the arrays' first dim, ``chunk`` rows a time, the last chunk padded with zeros."""
-    N = arrays[0].shape[0]
-    chunks = -(-N // chunk) if chunk else 1
-    if chunks == 1:
-        return body(carry, arrays)
-    short = chunks * chunk - N
-    padded = [jnp.pad(x, ((0, short),) + ((0, 0),) * (x.ndim - 1)) if short else x for x in arrays]
-    carry, rows = jax.lax.scan(body, carry, tuple(x.reshape(chunks, chunk, *x.shape[1:]) for x in padded))
-    return carry, rows.reshape(chunks * chunk, *rows.shape[2:])
+def _flat(hidden_BSD: jax.Array) -> jax.Array:
+    return hidden_BSD.reshape(-1, hidden_BSD.shape[-1])
 
 
-def _normalise(z_CV: jax.Array, targets_C: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return the logsumexp of each row [C] and its target's logit [C]."""
-    top_C = jnp.max(z_CV, axis=-1)
-    log_total_C = top_C + jnp.log(jnp.sum(jnp.exp(z_CV - top_C[:, None]), axis=-1))
-    return log_total_C, jnp.take_along_axis(z_CV, targets_C[:, None], axis=-1)[:, 0]
-
-
-def _chunk_sums(log_total_C, target_C, weights_C, z_loss):  # noqa: ANN001, ANN202
-    nll = jnp.sum((log_total_C - target_C) * weights_C)
-    z = z_loss * jnp.sum(jnp.square(log_total_C) * weights_C)
-    return jnp.stack([nll + z, nll, z])
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _losses(hidden_ND, head, targets_N, weights_N, spec):  # noqa: ANN001, ANN202
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _losses(hidden_BSD, head, targets_BS, weights_BS, spec, layout):  # noqa: ANN001, ANN202
     """Return (loss_sum, nll_sum, z_sum) without making a gradient."""
-    cast_head = head.astype(hidden_ND.dtype)
-
-    def one_chunk(sums, xs):  # noqa: ANN001, ANN202
-        hidden_CD, targets_C, weights_C = xs
-        log_total_C, target_C = _normalise(spec.logits(hidden_CD, cast_head), targets_C)
-        return sums + _chunk_sums(log_total_C, target_C, weights_C, spec.z_loss), weights_C
-
-    arrays = (hidden_ND, targets_N, weights_N)
-    sums, _ = _over_chunks(one_chunk, jnp.zeros(3, jnp.float32), arrays, spec.chunk)
+    if layout is not None:
+        sums = loss_spread.losses(hidden_BSD, head, targets_BS, weights_BS, spec, layout)
+    else:
+        flat = (_flat(hidden_BSD), head.astype(hidden_BSD.dtype), targets_BS.reshape(-1), weights_BS.reshape(-1))
+        sums = loss_chunks.losses(*flat, spec)
     return sums[0], sums[1], sums[2]
 
 
-def _losses_forward(hidden_ND, head, targets_N, weights_N, spec):  # noqa: ANN001, ANN202
-    cast_head = head.astype(hidden_ND.dtype)
-
-    def one_chunk(carry, xs):  # noqa: ANN001, ANN202
-        sums, d_head = carry
-        hidden_CD, targets_C, weights_C = xs
-        z_CV = spec.logits(hidden_CD, cast_head)
-        log_total_C, target_C = _normalise(z_CV, targets_C)
-        # d loss / d z = weight * (p * (1 + 2 z_loss logsumexp) - onehot)
-        p_weight_C = weights_C * (1.0 + 2.0 * spec.z_loss * log_total_C)
-        is_target_CV = jnp.arange(z_CV.shape[1])[None] == targets_C[:, None]
-        d_z_CV = jnp.exp(z_CV - log_total_C[:, None]) * p_weight_C[:, None]
-        d_z_CV = d_z_CV - jnp.where(is_target_CV, weights_C[:, None], 0.0)
-        if spec.softcap is not None:
-            slope_CV = 1.0 - jnp.square(z_CV / spec.softcap)
-            d_z_CV = jnp.where(jnp.isinf(z_CV), 0.0, d_z_CV * slope_CV)
-        d_z_CV = d_z_CV.astype(hidden_CD.dtype)
-        d_hidden_CD = jnp.dot(d_z_CV, cast_head if spec.is_VD else cast_head.T)
-        left, right = (d_z_CV, hidden_CD) if spec.is_VD else (hidden_CD, d_z_CV)
-        d_head += weight_gradient(left, right)
-        return (sums + _chunk_sums(log_total_C, target_C, weights_C, spec.z_loss), d_head), d_hidden_CD
-
-    start = (jnp.zeros(3, jnp.float32), jnp.zeros(head.shape, jnp.float32))
-    (sums, d_head), d_hidden = _over_chunks(one_chunk, start, (hidden_ND, targets_N, weights_N), spec.chunk)
-    saved = (d_hidden[: hidden_ND.shape[0]], d_head.astype(head.dtype), weights_N)
-    return (sums[0], sums[1], sums[2]), saved
+def _losses_forward(hidden_BSD, head, targets_BS, weights_BS, spec, layout):  # noqa: ANN001, ANN202
+    if layout is not None:
+        found = loss_spread.losses_and_gradients(hidden_BSD, head, targets_BS, weights_BS, spec, layout)
+    else:
+        flat = (_flat(hidden_BSD), head.astype(hidden_BSD.dtype), targets_BS.reshape(-1), weights_BS.reshape(-1))
+        found = loss_chunks.losses_and_gradients(*flat, spec)
+    sums, d_hidden, d_head = found
+    return (sums[0], sums[1], sums[2]), (d_hidden.reshape(hidden_BSD.shape), d_head.astype(head.dtype), weights_BS)
 
 
-def _losses_backward(spec, saved, cotangents):  # noqa: ANN001, ANN202
-    d_hidden_ND, d_head, weights_N = saved
+def _losses_backward(spec, layout, saved, cotangents):  # noqa: ANN001, ANN202
+    d_hidden_BSD, d_head, weights_BS = saved
     g = cotangents[0]
-    d_hidden_ND = (d_hidden_ND * g).astype(d_hidden_ND.dtype)
-    return d_hidden_ND, (d_head * g).astype(d_head.dtype), None, jnp.zeros_like(weights_N)
+    d_hidden_BSD = (d_hidden_BSD * g).astype(d_hidden_BSD.dtype)
+    return d_hidden_BSD, (d_head * g).astype(d_head.dtype), None, jnp.zeros_like(weights_BS)
 
 
 _losses.defvjp(_losses_forward, _losses_backward)

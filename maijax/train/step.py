@@ -16,7 +16,7 @@ from maijax.optim.schedules import schedule
 from maijax.parallel import sharding
 from maijax.parallel.sharding import Layout
 from maijax.train import state as states
-from maijax.train.loss import cross_entropy
+from maijax.train.loss import cross_entropy, logit_room
 from maijax.train.state import State
 
 Batch = dict[str, Any]  # tokens targets segments positions weights, each [batch, seq]
@@ -33,14 +33,15 @@ def loss_and_metrics(
     hidden_BSD, aux = decoder.hidden(params, model, batch["tokens"], batch["segments"], batch["positions"])
     head, transposed = decoder.head(params, model)
     found = cross_entropy(
-        hidden_BSD.reshape(-1, model.d_model),
+        hidden_BSD,
         head,
-        batch["targets"].reshape(-1),
-        batch["weights"].reshape(-1),
+        batch["targets"],
+        batch["weights"],
         vocab_size=model.vocab_size,
         head_is_VD=transposed,
         z_loss=train.z_loss,
         softcap=model.logit_softcap,
+        logit_bytes=logit_room(model),
     )
     total = found.loss_sum / weight_sum
     metrics = {"loss": found.nll_sum / weight_sum, "z_loss": found.z_sum / weight_sum}

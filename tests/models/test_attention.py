@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maijax.models import attention
+from maijax.models import attention, flash
 
 STATIC = ("impl", "scale", "window", "softcap")
 attend = jax.jit(attention.attend, static_argnames=STATIC)  # one compilation per case, not one per operation
@@ -44,8 +44,9 @@ def documents(seed, B, S, count=4):
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    """Blocks of 16 queries, so that few tokens already make several blocks and an odd last one."""
+    """Blocks of 16 queries, so that few tokens already make several blocks and an odd last one; tiles of 8."""
     monkeypatch.setattr(attention, "_BLOCK", 16)
+    monkeypatch.setattr(flash, "TILE", 8)
 
 
 CASES = {
@@ -59,7 +60,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("impl", ["dense", "blocked"])
+@pytest.mark.parametrize("impl", ["dense", "blocked", "tiled"])
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("heads", [(4, 2), (3, 1)])
 def test_every_implementation_equals_the_loops(impl, case, heads):
@@ -89,7 +90,7 @@ def test_blocks_reach_no_further_back_than_the_window():
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("heads", [(4, 2)])
-def test_gradients_of_both_agree_with_each_other_and_with_finite_differences(case, heads):
+def test_gradients_of_all_agree_with_each_other_and_with_finite_differences(case, heads):
     kw = dict(CASES[case])
     with jax.enable_x64(True):
         q, k, v = arrays(3, B=1, S=35, H=heads[0], G=heads[1], K=3, dtype=np.float64)
@@ -101,8 +102,8 @@ def test_gradients_of_both_agree_with_each_other_and_with_finite_differences(cas
             return jnp.sum(o * weight)
 
         gradient = jax.jit(jax.grad(loss), static_argnums=1)
-        dense, blocked = gradient((q, k, v), "dense"), gradient((q, k, v), "blocked")
-        for a, b in zip(dense, blocked, strict=True):
+        dense, blocked, tiled = (gradient((q, k, v), impl) for impl in ("dense", "blocked", "tiled"))
+        for a, b in (*zip(dense, blocked, strict=True), *zip(dense, tiled, strict=True)):
             np.testing.assert_allclose(a, b, atol=3e-6)  # scores and sums are float32 even here
 
     # finite differences of the float64 loops
@@ -116,7 +117,7 @@ def test_gradients_of_both_agree_with_each_other_and_with_finite_differences(cas
     np.testing.assert_allclose(slope, (ends[0] - ends[1]) / (2 * step), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("impl", ["dense", "blocked"])
+@pytest.mark.parametrize("impl", ["dense", "blocked", "tiled"])
 def test_no_gradient_flows_from_a_query_to_later_keys_older_than_the_window_or_of_another_document(impl):
     q, k, v = arrays(7, B=1, S=40, H=2, G=1, K=4)
     seg = jnp.asarray([[0] * 10 + [1] * 30], jnp.int32)
@@ -155,7 +156,7 @@ def test_decoding_from_a_cache_equals_the_whole_row(window, new_tokens):
     np.testing.assert_allclose(got, whole[:, used - new_tokens :], atol=2e-6)
 
 
-@pytest.mark.parametrize("impl", ["dense", "blocked"])
+@pytest.mark.parametrize("impl", ["dense", "blocked", "tiled"])
 def test_a_query_that_sees_nothing_gets_zero_and_sends_back_zero(impl):
     q, k, v = arrays(9, B=1, S=18)
     q_seg = jnp.zeros((1, 18), jnp.int32).at[:, 5].set(9)  # query 5 belongs to no document
@@ -167,14 +168,14 @@ def test_a_query_that_sees_nothing_gets_zero_and_sends_back_zero(impl):
     assert (np.asarray(grads[0])[:, 5] == 0).all()
 
 
-@pytest.mark.parametrize("impl", ["dense", "blocked"])
+@pytest.mark.parametrize("impl", ["dense", "blocked", "tiled"])
 def test_huge_scores_stay_finite(impl):
     q, k, v = arrays(10, B=1, S=20)
     o, pull = jax.vjp(lambda q, k, v: attend(q, k, v, scale=1e4, impl=impl), q, k, v)
     assert np.isfinite(np.asarray(o)).all() and all(np.isfinite(np.asarray(g)).all() for g in pull(o))
 
 
-@pytest.mark.parametrize("impl", ["dense", "blocked"])
+@pytest.mark.parametrize("impl", ["dense", "blocked", "tiled"])
 def test_bfloat16_inputs_keep_a_float32_softmax(impl):
     q, k, v = (x.astype(jnp.bfloat16) for x in arrays(11, B=1, S=64, H=2, G=2))
     o = attend(q, k, v, scale=0.7, impl=impl)
@@ -209,6 +210,7 @@ def test_works_under_jit_vmap_scan_and_remat():
         (dict(impl="flash"), "flash"),
         (dict(window=0), "at least 1"),
         (dict(impl="blocked", T=40), "does not apply"),
+        (dict(impl="tiled", T=40), "does not apply"),
     ],
 )
 def test_what_cannot_be_is_refused(change, message):

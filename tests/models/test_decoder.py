@@ -258,7 +258,9 @@ def test_resolve_decides_every_auto() -> None:
     assert [decoder.resolve(c, p).layers for c, p in [(cfg, "cpu"), (deep, "cpu"), (cfg, "gpu")]] == [
         "unroll", "scan", "scan",
     ]
-    assert decoder.resolve(SHAPES["500b"], "cpu") == SHAPES["500b"]
+    assert [decoder.resolve(cfg, p).kernels for p in ("cpu", "gpu", "tpu")] == ["xla", "gpu", "tpu"]
+    decided = dataclasses.replace(SHAPES["500b"], kernels="tpu")
+    assert decoder.resolve(decided, "cpu") == decided
 
 
 def test_no_array_is_broadcast_to_a_higher_rank_in_silence() -> None:

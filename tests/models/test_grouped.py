@@ -1,4 +1,4 @@
-"""Grouped products: both implementations against a loop over groups, whatever the groups' sizes."""
+"""Grouped products: all ways against a loop over groups, whatever the groups' sizes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maijax.models import grouped
+from maijax.models import grouped, grouped_gpu, grouped_tpu
 
 ROWS, GROUPS, IN, OUT = 40, 5, 6, 7
 
@@ -21,8 +21,9 @@ def arrays(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def reference(x: np.ndarray, w: np.ndarray, g: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, ...]:
-    group = np.repeat(np.arange(GROUPS), sizes)
+    group = np.append(np.repeat(np.arange(GROUPS), sizes), np.full(len(x) - sizes.sum(), GROUPS))
     x, w, g = (a.astype(np.float64) for a in (x, w, g))
+    w = np.append(w, np.zeros((1, *w.shape[1:])), axis=0)  # of the rows left over
     out = np.stack([row @ w[e] for row, e in zip(x, group, strict=True)])
     dx = np.stack([row @ w[e].T for row, e in zip(g, group, strict=True)])
     dw = np.stack([x[group == e].T @ g[group == e] for e in range(GROUPS)])
@@ -31,24 +32,43 @@ def reference(x: np.ndarray, w: np.ndarray, g: np.ndarray, sizes: np.ndarray) ->
 
 @jax.jit
 def by_blocks(x, w, g, sizes):
-    out, pull = jax.vjp(lambda x, w: grouped.grouped_dot(x, w, sizes), x, w)
+    out, pull = jax.vjp(lambda x, w: grouped.grouped_dot(x, w, sizes, "xla"), x, w)
     return out, *pull(g)
 
 
 @jax.jit
-def by_ragged_dot(x, w, g, sizes):
-    return grouped._ragged_dot(x, w, sizes), *grouped._ragged_gradients(x, w, sizes, g)
+def by_megablox(x, w, g, sizes):
+    out = grouped_tpu.dot(x, w, sizes, interpret=True)
+    return out, *grouped_tpu.gradients(x, w, sizes, g, interpret=True)
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.integers(0, 2**31), st.lists(st.integers(0, ROWS), min_size=GROUPS - 1, max_size=GROUPS - 1))
-def test_both_ways_equal_a_loop_over_groups(seed: int, cuts: list[int]) -> None:
-    sizes = np.diff([0, *sorted(cuts), ROWS]).astype(np.int32)
+@jax.jit
+def by_triton(x, w, g, sizes):
+    out = grouped_gpu.dot(x, w, sizes, interpret=True)
+    return out, *grouped_gpu.gradients(x, w, sizes, g, interpret=True)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**31), st.lists(st.integers(0, ROWS), min_size=GROUPS, max_size=GROUPS))
+def test_all_ways_equal_a_loop_over_groups(seed: int, cuts: list[int]) -> None:
+    """The groups may leave rows over, which are zeros."""
+    sizes = np.diff([0, *sorted(cuts)]).astype(np.int32)
     x, w, g = arrays(seed)
+    x[sizes.sum() :] = 0
     wanted = reference(x, w, g, sizes)
-    for way in (by_blocks, by_ragged_dot):
+    for way in (by_blocks, by_megablox, by_triton):
         for found, exact in zip(way(x, w, g, sizes), wanted, strict=True):
             np.testing.assert_allclose(found, exact, atol=2e-5)
+
+
+@pytest.mark.parametrize("way", [by_megablox, by_triton])
+def test_kernels_in_many_tiles(way) -> None:
+    """Several tiles of rows, groups that meet within one, sums over two tiles, and a rest on every side."""
+    rng, sizes = np.random.default_rng(0), np.array([300, 0, 20, 400, 0], np.int32)
+    x, w, g = (rng.standard_normal(s).astype(np.float32) for s in ((750, 700), (GROUPS, 700, 130), (750, 130)))
+    x[720:] = 0
+    for found, exact in zip(way(x, w, g, sizes), reference(x, w, g, sizes), strict=True):
+        np.testing.assert_allclose(found, exact, atol=2e-5 * np.abs(exact).max())
 
 
 def test_blocks_grow_with_the_groups() -> None:
@@ -57,7 +77,7 @@ def test_blocks_grow_with_the_groups() -> None:
     assert grouped._plan(rows, sizes)[0] == 128
     x = jnp.asarray(np.random.default_rng(0).standard_normal((rows, IN)), jnp.float32)
     w = jnp.asarray(np.random.default_rng(1).standard_normal((3, IN, OUT)), jnp.float32)
-    found = jax.jit(grouped.grouped_dot)(x, w, sizes)
+    found = jax.jit(lambda x, w: grouped.grouped_dot(x, w, sizes, "xla"))(x, w)
     np.testing.assert_allclose(found, np.concatenate([x[:700] @ w[0], x[700:] @ w[2]]), atol=1e-4)
 
 
@@ -67,15 +87,21 @@ def test_weight_gradients_add_up_in_float32() -> None:
     x = jnp.where(jnp.arange(rows)[:, None] < 256, 16.0, 1 / 32).astype(jnp.bfloat16)
     w = jnp.ones((1, 1, 1), jnp.bfloat16)
     sizes = jnp.array([rows], jnp.int32)
-    gradient = jax.jit(jax.grad(lambda w: grouped.grouped_dot(x, w, sizes).astype(jnp.float32).sum()))(w)
+    gradient = jax.jit(jax.grad(lambda w: grouped.grouped_dot(x, w, sizes, "xla").astype(jnp.float32).sum()))(w)
     assert (gradient.dtype, float(gradient[0, 0, 0])) == (jnp.bfloat16, 4224)  # 4216, rounded once
 
 
-@pytest.mark.parametrize(("platform", "expected"), [("cpu", False), ("tpu", True), ("cuda", True)])
-def test_the_platform_of_the_program_decides(platform: str, expected: bool) -> None:
-    """Also on a machine that has neither: plans are compiled there."""
-    shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in arrays(0)[:2]]
-    sizes = jax.ShapeDtypeStruct((GROUPS,), jnp.int32)
-    traced = jax.jit(grouped.grouped_dot).trace(*shapes, sizes)
-    text = traced.lower(lowering_platforms=(platform,)).as_text()
-    assert ("while" not in text) == expected
+@pytest.mark.parametrize(("kernels", "platform", "name"), [
+    ("xla", "cpu", "stablehlo.while"), ("tpu", "tpu", "tpu_custom_call"), ("gpu", "cuda", "triton"),
+])  # fmt: skip
+def test_the_kernels_asked_for_are_lowered(kernels: grouped.Kernels, platform: str, name: str) -> None:
+    """Forward and back, on a machine that has no such device: plans are compiled there."""
+    x, w, g = arrays(0)
+    sizes = jnp.array([ROWS, 0, 0, 0, 0], jnp.int32)
+
+    def loss(x: jax.Array, w: jax.Array) -> jax.Array:
+        return jnp.vdot(g, grouped.grouped_dot(x, w, sizes, kernels))
+
+    text = jax.jit(jax.grad(loss, (0, 1))).trace(x, w).lower(lowering_platforms=(platform,)).as_text()
+    assert {n for n in ("tpu_custom_call", "triton") if n in text} == {name} - {"stablehlo.while"}
+    assert name in text

@@ -64,9 +64,10 @@ def dense(a: Arrays, config: MoEConfig, valid: np.ndarray) -> tuple[np.ndarray, 
 def layer(
     a: Arrays, config: MoEConfig, valid: jax.Array | None = None
 ) -> tuple[jax.Array, moe.RouterStats]:
-    routing = moe.route(a["x"], a["w_router"], a["bias"], config)
-    out = moe.experts(a["x"], routing, a["w_gate"], a["w_up"], a["w_down"], activation="silu")
-    return out, moe.router_stats(routing, valid, (B, S), config)
+    x_BSD = a["x"].reshape(B, S, D)
+    routing = moe.route(x_BSD, a["w_router"], a["bias"], config)
+    out = moe.experts(x_BSD, routing, a["w_gate"], a["w_up"], a["w_down"], activation="silu", kernels="xla")
+    return out.reshape(B * S, D), moe.router_stats(routing, valid, config)
 
 
 @pytest.mark.parametrize("top_k", [1, 2, E])
@@ -83,7 +84,7 @@ def test_layer_equals_dense_numpy(top_k: int) -> None:
 
 
 def test_module_with_shared_experts_equals_dense_numpy() -> None:
-    cfg = tiny(moe=MOE)
+    cfg = tiny(moe=MOE, kernels="xla")
     params = jax.tree.map(lambda x: np.asarray(x[0]), weights(cfg)["layers"]["moe"])
     x_BSD = np.random.default_rng(1).standard_normal((B, S, cfg.d_model)).astype(np.float32)
     module = MoE(cfg=cfg, dtype=jnp.float32, root="layers/moe")
@@ -123,12 +124,13 @@ def test_bias_moves_the_choice_but_not_the_gates() -> None:
     a = arrays()
     bias = np.zeros(E, np.float32)
     bias[3] = 10.0
-    plain = moe.route(jnp.asarray(a["x"]), jnp.asarray(a["w_router"]), jnp.zeros(E), SMALL)
-    moved = moe.route(jnp.asarray(a["x"]), jnp.asarray(a["w_router"]), jnp.asarray(bias), SMALL)
-    assert (np.asarray(moved.experts_NC) == 3).any(axis=1).all()
-    np.testing.assert_array_equal(plain.scores_NE, moved.scores_NE)
-    chosen = np.take_along_axis(np.asarray(moved.scores_NE), np.asarray(moved.experts_NC), axis=1)
-    np.testing.assert_allclose(moved.gates_NC, 1.7 * chosen / chosen.sum(1, keepdims=True), rtol=1e-6)
+    x_BSD = jnp.asarray(a["x"]).reshape(B, S, D)
+    plain = moe.route(x_BSD, jnp.asarray(a["w_router"]), jnp.zeros(E), SMALL)
+    moved = moe.route(x_BSD, jnp.asarray(a["w_router"]), jnp.asarray(bias), SMALL)
+    assert (np.asarray(moved.experts_BSC) == 3).any(axis=-1).all()
+    np.testing.assert_array_equal(plain.scores_BSE, moved.scores_BSE)
+    chosen = np.take_along_axis(np.asarray(moved.scores_BSE), np.asarray(moved.experts_BSC), axis=-1)
+    np.testing.assert_allclose(moved.gates_BSC, 1.7 * chosen / chosen.sum(-1, keepdims=True), rtol=1e-6)
 
 
 @settings(max_examples=15, deadline=None)
@@ -150,8 +152,8 @@ _COMPILED = quick(lambda a: layer(a, SMALL))
 
 def test_balance_loss_of_an_indifferent_router_is_one() -> None:
     """Equal scores share P evenly, so that sum f P = sum f / E = 1 whichever experts are hit."""
-    routing = moe.route(jnp.ones((B * S, D)), jnp.zeros((D, E)), jnp.zeros(E), SMALL)
-    assert float(moe.router_stats(routing, None, (B, S), SMALL).balance_loss) == pytest.approx(1.0)
+    routing = moe.route(jnp.ones((B, S, D)), jnp.zeros((D, E)), jnp.zeros(E), SMALL)
+    assert float(moe.router_stats(routing, None, SMALL).balance_loss) == pytest.approx(1.0)
 
 
 def test_update_bias_by_hand() -> None:
@@ -165,11 +167,12 @@ def test_update_bias_evens_out_a_skewed_router() -> None:
     rng = np.random.default_rng(2)
     x = jnp.asarray(rng.standard_normal((B * S, D)), jnp.float32)
     skew = jnp.asarray(a["w_router"] * 0.2) + jnp.linspace(-0.2, 0.2, E)[None] * jnp.sign(x.mean(0))[:, None]
+    x = x.reshape(B, S, D)
 
     @quick
     def round_of(bias: jax.Array) -> jax.Array:
         routing = moe.route(x, skew, bias, SMALL)
-        return moe.router_stats(routing, None, (B, S), SMALL).load_E
+        return moe.router_stats(routing, None, SMALL).load_E
 
     bias = jnp.zeros(E)
     before = float(round_of(bias).max())

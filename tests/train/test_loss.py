@@ -9,22 +9,23 @@ from scipy.special import logsumexp
 
 from maijax.train.loss import cross_entropy, token_losses
 
-N, D, V, USED = 11, 6, 16, 13
+B, S, D, V, USED = 2, 11, 6, 16, 13
+FOUR_TOKENS = 4 * 4 * V  # bytes of logits
 
 
 def problem(dtype=np.float32):
     rng = np.random.default_rng(0)
-    hidden, head = rng.standard_normal((N, D)).astype(dtype), rng.standard_normal((D, V)).astype(dtype)
-    targets = rng.integers(0, USED, N).astype(np.int32)
-    weights = (rng.random(N) * (rng.random(N) > 0.3)).astype(np.float32)
-    return hidden, head, targets, weights
+    hidden, head = rng.standard_normal((B * S, D)).astype(dtype), rng.standard_normal((D, V)).astype(dtype)
+    targets = rng.integers(0, USED, B * S).astype(np.int32)
+    weights = (rng.random(B * S) * (rng.random(B * S) > 0.3)).astype(np.float32)
+    return hidden.reshape(B, S, D), head, targets.reshape(B, S), weights.reshape(B, S)
 
 
 def reference(hidden, head, targets, weights, z_loss=0.0, softcap=None):
-    logits = (hidden.astype(np.float64) @ head.astype(np.float64))[:, :USED]
+    logits = (hidden.astype(np.float64) @ head.astype(np.float64))[..., :USED]
     logits = softcap * np.tanh(logits / softcap) if softcap else logits
-    total = logsumexp(logits, axis=1)
-    nll = total - logits[np.arange(len(targets)), targets]
+    total = logsumexp(logits, axis=-1)
+    nll = total - np.take_along_axis(logits, targets[..., None], -1)[..., 0]
     return np.sum(nll * weights), np.sum(z_loss * total**2 * weights), nll
 
 
@@ -32,14 +33,14 @@ OPTIONS = [dict(), dict(z_loss=0.1), dict(softcap=2.0), dict(z_loss=0.1, softcap
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize("chunk", [None, 4])
+@pytest.mark.parametrize("room", [dict(), dict(logit_bytes=FOUR_TOKENS)], ids=["whole", "chunks"])
 @pytest.mark.parametrize("head_is_VD", [True, False])
-def test_sums_and_gradients(options, chunk, head_is_VD):
+def test_sums_and_gradients(options, room, head_is_VD):
     hidden, head, targets, weights = problem()
 
     def loss(hidden, head):
         found = cross_entropy(
-            hidden, head, targets, weights, head_is_VD=head_is_VD, vocab_size=USED, chunk=chunk, **options
+            hidden, head, targets, weights, head_is_VD=head_is_VD, vocab_size=USED, **room, **options
         )
         return 0.5 * found.loss_sum, found
 
@@ -65,8 +66,8 @@ def test_sums_and_gradients(options, chunk, head_is_VD):
     assert (np.asarray(d_hidden)[weights == 0] == 0).all()  # nor does a token of weight 0
 
     softcap = options.get("softcap")
-    each = token_losses(hidden, stored, targets, head_is_VD=head_is_VD, vocab_size=USED, softcap=softcap, chunk=chunk)
-    assert each.shape == (N,)
+    each = token_losses(hidden, stored, targets, head_is_VD=head_is_VD, vocab_size=USED, softcap=softcap, **room)
+    assert each.shape == (B, S)
     np.testing.assert_allclose(each, per_token, rtol=1e-5)
 
 
@@ -88,8 +89,8 @@ def test_far_logits_stay_finite(large):
 
 def test_bfloat16_hidden_and_float32_head():
     hidden, head, targets, weights = problem()
-    hidden = jnp.asarray(hidden, jnp.bfloat16)
-    loss = lambda h, w: cross_entropy(h, w, targets, weights, head_is_VD=False, vocab_size=USED, chunk=4).loss_sum  # noqa: E731
+    hidden, room = jnp.asarray(hidden, jnp.bfloat16), dict(logit_bytes=FOUR_TOKENS)
+    loss = lambda h, w: cross_entropy(h, w, targets, weights, head_is_VD=False, vocab_size=USED, **room).loss_sum  # noqa: E731
     value, (d_hidden, d_head) = jax.value_and_grad(loss, (0, 1))(hidden, head)
     assert (value.dtype, d_hidden.dtype, d_head.dtype) == (jnp.float32, jnp.bfloat16, jnp.float32)
     head16 = np.asarray(jnp.asarray(head, jnp.bfloat16), np.float64)
@@ -98,17 +99,17 @@ def test_bfloat16_hidden_and_float32_head():
 
 
 def test_all_weights_zero_give_zero_and_no_nan():
-    hidden, head, targets, _ = problem()
-    loss = lambda h: cross_entropy(h, head, targets, np.zeros(N, np.float32), head_is_VD=False, vocab_size=V).loss_sum  # noqa: E731
+    hidden, head, targets, weights = problem()
+    loss = lambda h: cross_entropy(h, head, targets, 0 * weights, head_is_VD=False, vocab_size=V).loss_sum  # noqa: E731
     value, grad = jax.value_and_grad(loss)(hidden)
     assert value == 0 and (np.asarray(grad) == 0).all()
 
 
 def test_large_vocabularies_are_never_whole_in_memory():
     """4,096 tokens x 65,536 entries are 1 GiB of logits; the compiled gradient must not hold a quarter of that."""
-    shapes = [(4096, 8), (65536, 8)]
+    shapes = [(4, 1024, 8), (65536, 8)]
     hidden, head = (jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes)
-    targets, weights = (jax.ShapeDtypeStruct((4096,), t) for t in (jnp.int32, jnp.float32))
+    targets, weights = (jax.ShapeDtypeStruct((4, 1024), t) for t in (jnp.int32, jnp.float32))
     loss = lambda h, w, t, m: cross_entropy(h, w, t, m, head_is_VD=True, vocab_size=65536).loss_sum  # noqa: E731
     compiled = jax.jit(jax.grad(loss, (0, 1))).lower(hidden, head, targets, weights).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 256 * 2**20

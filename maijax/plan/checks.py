@@ -1,0 +1,29 @@
+"""What keeps an experiment from a topology, all of it at once and before any compile. No jax."""
+
+from __future__ import annotations
+
+from maijax import rules
+from maijax.config import Experiment
+from maijax.errors import UserError
+from maijax.hardware import Topology
+
+
+def problems(experiment: Experiment, topology: Topology) -> list[str]:
+    """One line each, with the nearest sizes that would do; empty if the step can be laid out."""
+    try:
+        mesh = experiment.mesh.shape(topology.devices)
+    except UserError as error:
+        return [str(error).removeprefix("mesh: ")]
+    found = rules.problems(experiment, mesh)
+    if mesh["replica"] % topology.slices:
+        found.append(
+            f"mesh.replica={mesh['replica']} must be a multiple of the {topology.slices} slices; "
+            f"try {topology.slices}"
+        )
+    return found
+
+
+def demand(experiment: Experiment, topology: Topology) -> None:
+    """Raises one UserError that lists every problem, if there is any."""
+    if found := problems(experiment, topology):
+        raise UserError(f"{experiment.name} on {topology.title}: " + "; ".join(found))
