@@ -30,6 +30,7 @@ LIMIT = 300  # seconds; far more than any of this takes
 # The command line, with an accident in one process: "stop" or "fail" when it places its so-manieth batch.
 PROGRAM = """
 import os, signal, sys
+sys.modules["torch"] = None  # TensorBoard's writer would load it where it is installed
 from maijax import cli
 from maijax.parallel import together
 from maijax.train.trainer import Trainer
