@@ -18,6 +18,7 @@ _STAGES = (
 )
 _UNITS = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 _KERNEL = "tpu_custom_call"
+_MODULE = "jit_step"  # our step's name among the dumped programs
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,9 +33,9 @@ class Work:
     traffic: tuple[collectives.Traffic, ...]
 
 
-def read(folder: Path, mesh: Mapping[str, int]) -> Work | None:
-    """The work of the program that was dumped to a folder; None if it holds no program of a step."""
-    file = _file(folder)
+def read(folder: Path, mesh: Mapping[str, int], module: str = _MODULE) -> Work | None:
+    """The work of the program that was dumped to a folder; None if it holds no program of that name."""
+    file = _file(folder, module)
     if file is None:
         return None
     program = hlo.parse(file.read_text())
@@ -94,15 +95,15 @@ def refusal(message: str) -> dict[str, int] | None:
     return {"needs": 0, "has": 0}
 
 
-def _file(folder: Path) -> Path | None:
+def _file(folder: Path, module: str) -> Path | None:
     for stage in _STAGES:
-        if (file := _newest(folder, f"{stage}.txt")) is not None:
+        if (file := _newest(folder, f"{stage}.txt", module)) is not None:
             return file
     return None
 
 
-def _newest(folder: Path, ending: str) -> Path | None:
-    found = sorted(folder.glob(f"*jit_step*{ending}"), key=lambda file: (file.stat().st_mtime, file.name))
+def _newest(folder: Path, ending: str, module: str = _MODULE) -> Path | None:
+    found = sorted(folder.glob(f"*{module}*{ending}"), key=lambda file: (file.stat().st_mtime, file.name))
     return found[-1] if found else None
 
 
