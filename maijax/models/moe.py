@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from maijax.config import MoEConfig
 from maijax.models.grouped import Kernels, grouped_dot
 from maijax.models.mlp import Activation, activate
-from maijax.parallel.experts import by_token, mixture
+from maijax.parallel.experts import by_token, collect, deal, deal_gates, inverse, mixture
 from maijax.parallel.sharding import spread
 
 
@@ -116,17 +116,17 @@ def _all_experts(
     however long it is, and the results go back to their tokens.
     """
     tokens, choices = experts_NC.shape
-    flat = experts_NC.reshape(-1)
-    order = jnp.argsort(flat, stable=True)
-    back = jnp.zeros_like(order).at[order].set(jnp.arange(tokens * choices), unique_indices=True)
-    sizes_E = jnp.bincount(flat, length=weights[0].shape[0]).astype(jnp.int32)
-    out_PD = rows(x_ND[order // choices], sizes_E, *weights)
-    out_NCD = out_PD[back].reshape(tokens, choices, -1).astype(jnp.float32)
-    return jnp.einsum("NCD,NC->ND", out_NCD, gates_NC).astype(x_ND.dtype)
+    flat_P = experts_NC.reshape(-1)
+    order_P = jnp.argsort(flat_P, stable=True).astype(jnp.int32)
+    place_NC = inverse(order_P).reshape(tokens, choices)
+    sizes_E = jnp.bincount(flat_P, length=weights[0].shape[0]).astype(jnp.int32)
+    out_PD = rows(deal(x_ND, order_P, place_NC), deal_gates(gates_NC, order_P, place_NC), sizes_E, *weights)
+    return jnp.sum(collect(out_PD, place_NC, order_P), axis=1, dtype=jnp.float32).astype(x_ND.dtype)
 
 
 def expert_rows(
     x_PD: jax.Array,
+    gates_P: jax.Array,
     sizes_E: jax.Array,
     w_gate_EDM: jax.Array,
     w_up_EDM: jax.Array,
@@ -135,11 +135,16 @@ def expert_rows(
     activation: Activation,
     kernels: Kernels,
 ) -> jax.Array:
-    """Each row by its own expert, [P, D]; rows are sorted by expert, those past the sum of sizes are zeros."""
+    """Each row by its own expert, times its gate, [P, D]; rows are sorted by expert, those past the sum of sizes are
+    zeros.
+
+    The gate, float32, weighs what goes into the last product: its gradient needs no result of that product, so that
+    nothing keeps it, and remat does not multiply again.
+    """
     gate_PM = grouped_dot(x_PD, w_gate_EDM, sizes_E, kernels)
     up_PM = grouped_dot(x_PD, w_up_EDM, sizes_E, kernels)
-    inner_PM = activate(gate_PM, activation) * up_PM
-    return grouped_dot(inner_PM, w_down_EMD, sizes_E, kernels)
+    inner_PM = (activate(gate_PM, activation) * up_PM).astype(jnp.float32) * gates_P[:, None]
+    return grouped_dot(inner_PM.astype(x_PD.dtype), w_down_EMD, sizes_E, kernels)
 
 
 def update_bias(bias: jax.Array, load: jax.Array, speed: jax.Array | float) -> jax.Array:

@@ -20,8 +20,8 @@ from jax.sharding import PartitionSpec
 from maijax.parallel.sharding import Layout, spread
 
 Weights = tuple[jax.Array, jax.Array, jax.Array]  # w_gate_EDM, w_up_EDM, w_down_EMD
-# Of x_PD, sizes_E and the weights: each row by its own expert, [P, D]. Rows are sorted by expert; those past the sum
-# of sizes are zeros.
+# Of x_PD, gates_P, sizes_E and the weights: gate * expert(x) of each row, [P, D]. Rows are sorted by expert; those past
+# the sum of sizes are zeros.
 Rows = Callable[..., jax.Array]
 # Of x_TD, experts_TC, gates_TC and the weights: the sum over a token's choices of gate * expert(x), [T, D].
 Whole = Callable[..., jax.Array]
@@ -117,10 +117,11 @@ def _plan(experts_TC: jax.Array, ways: int, held: int) -> _Plan:
     device_P = expert_P // held
     count_W = jnp.bincount(device_P, length=ways).astype(jnp.int32)
     first_W = jnp.cumsum(count_W) - count_W
-    return _Plan(expert_P, order_P, _inverse(order_P) - first_W[device_P], count_W)
+    return _Plan(expert_P, order_P, inverse(order_P) - first_W[device_P], count_W)
 
 
-def _inverse(order: jax.Array) -> jax.Array:
+def inverse(order: jax.Array) -> jax.Array:
+    """The permutation that undoes one."""
     return jnp.zeros_like(order).at[order].set(jnp.arange(order.size, dtype=order.dtype), unique_indices=True)
 
 
@@ -213,14 +214,14 @@ def _round(
 
     travel = functools.partial(lax.all_to_all, axis_name="expert", split_axis=0, concat_axis=0, tiled=True)
     slot_TC = slot_P.reshape(gates_TC.shape)
-    sent_RD = _gather(layout, travel(_deal(x_TD, pair_R, slot_TC)))
+    sent_RD = _gather(layout, travel(deal(x_TD, pair_R, slot_TC)))
     order = jnp.argsort(came := _gather(layout, travel(expert_R)), stable=True)
-    back = _inverse(order)
+    back = inverse(order)
     sizes_E = jnp.bincount(came, length=held).astype(jnp.int32)
-    done_RD = rows(_permute(sent_RD, order, back), sizes_E, *weights)
+    gate_R = _gather(layout, travel(deal_gates(gates_TC, pair_R, slot_TC)))
+    done_RD = rows(_permute(sent_RD, order, back), _permute(gate_R, order, back), sizes_E, *weights)
     done_RD = travel(_scatter(layout, _permute(done_RD, back, order)))
-    out_TCD = _collect(done_RD, slot_TC, pair_R).astype(jnp.float32)
-    return jnp.einsum("TCD,TC->TD", out_TCD, gates_TC)
+    return jnp.sum(collect(done_RD, slot_TC, pair_R), axis=1, dtype=jnp.float32)
 
 
 # Rows that are moved and not added up. Plain differentiation would scatter the gradients, row by row; here both ways
@@ -228,21 +229,34 @@ def _round(
 
 
 @jax.custom_vjp
-def _deal(x_TD: jax.Array, pair_R: jax.Array, slot_TC: jax.Array) -> jax.Array:
+def deal(x_TD: jax.Array, pair_R: jax.Array, slot_TC: jax.Array) -> jax.Array:
     """Each slot's token, [R, D]; zeros where there is none."""
     return x_TD.at[pair_R // slot_TC.shape[1]].get(mode="fill", fill_value=0)
 
 
 def _deal_backward(kept: tuple[jax.Array, jax.Array], g_RD: jax.Array) -> tuple[Any, ...]:
     pair_R, slot_TC = kept
-    return jnp.sum(_collect(g_RD, slot_TC, pair_R), axis=1, dtype=jnp.float32).astype(g_RD.dtype), None, None
+    return jnp.sum(collect(g_RD, slot_TC, pair_R), axis=1, dtype=jnp.float32).astype(g_RD.dtype), None, None
 
 
-_deal.defvjp(lambda x, pair, slot: (_deal(x, pair, slot), (pair, slot)), _deal_backward)
+deal.defvjp(lambda x, pair, slot: (deal(x, pair, slot), (pair, slot)), _deal_backward)
 
 
 @jax.custom_vjp
-def _collect(rows_RD: jax.Array, slot_TC: jax.Array, pair_R: jax.Array) -> jax.Array:
+def deal_gates(gates_TC: jax.Array, pair_R: jax.Array, slot_TC: jax.Array) -> jax.Array:
+    """The gate of each slot's pair, [R]; zero where there is none."""
+    return gates_TC.reshape(-1).at[pair_R].get(mode="fill", fill_value=0)
+
+
+def _deal_gates_backward(slot_TC: jax.Array, g_R: jax.Array) -> tuple[Any, ...]:
+    return g_R.at[slot_TC].get(mode="fill", fill_value=0), None, None
+
+
+deal_gates.defvjp(lambda gates, pair, slot: (deal_gates(gates, pair, slot), slot), _deal_gates_backward)
+
+
+@jax.custom_vjp
+def collect(rows_RD: jax.Array, slot_TC: jax.Array, pair_R: jax.Array) -> jax.Array:
     """Each pair's row, [T, C, D]; zeros where it has none."""
     return rows_RD.at[slot_TC].get(mode="fill", fill_value=0)
 
@@ -251,7 +265,7 @@ def _collect_backward(pair_R: jax.Array, g_TCD: jax.Array) -> tuple[Any, ...]:
     return g_TCD.reshape(-1, g_TCD.shape[-1]).at[pair_R].get(mode="fill", fill_value=0), None, None
 
 
-_collect.defvjp(lambda rows, slot, pair: (_collect(rows, slot, pair), pair), _collect_backward)
+collect.defvjp(lambda rows, slot, pair: (collect(rows, slot, pair), pair), _collect_backward)
 
 
 @jax.custom_vjp
