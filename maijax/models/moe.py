@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from maijax.config import MoEConfig
-from maijax.models.grouped import Kernels, grouped_dot
+from maijax.models.grouped import Kernels, grouped_dot, sort_rows
 from maijax.models.mlp import Activation, activate
-from maijax.parallel.experts import by_token, collect, deal, deal_gates, inverse, mixture
+from maijax.parallel.experts import by_token, collect, deal, deal_gates, mixture
 from maijax.parallel.sharding import spread
 
 
@@ -98,36 +98,18 @@ def experts(
     kernels: Kernels,
 ) -> jax.Array:
     """Sum over the chosen experts of gate * expert(x), [B, S, D] in the dtype of `x`; no token is dropped."""
-    rows = functools.partial(expert_rows, activation=activation, kernels=kernels)
-    whole = functools.partial(_all_experts, rows)
+    whole = functools.partial(_experts_of_tokens, activation=activation, kernels=kernels)
     weights = (w_gate_EDM, w_up_EDM, w_down_EMD)
     if (layout := spread()) is not None:
-        return mixture(
-            layout, x_BSD, routing.experts_BSC, routing.gates_BSC, weights, rows=rows, whole=whole
-        )
+        return mixture(layout, x_BSD, routing.experts_BSC, routing.gates_BSC, weights, whole=whole)
     flat = (a.reshape(-1, a.shape[-1]) for a in (x_BSD, routing.experts_BSC, routing.gates_BSC))
     return whole(*flat, *weights).reshape(x_BSD.shape)
 
 
-def _all_experts(
-    rows: functools.partial[jax.Array], x_ND: jax.Array, experts_NC: jax.Array, gates_NC: jax.Array, *weights: jax.Array
-) -> jax.Array:
-    """Of N tokens, flat: (token, choice) pairs are sorted by expert, each expert multiplies its own run of rows
-    however long it is, and the results go back to their tokens.
-    """
-    tokens, choices = experts_NC.shape
-    flat_P = experts_NC.reshape(-1)
-    order_P = jnp.argsort(flat_P, stable=True).astype(jnp.int32)
-    place_NC = inverse(order_P).reshape(tokens, choices)
-    sizes_E = jnp.bincount(flat_P, length=weights[0].shape[0]).astype(jnp.int32)
-    out_PD = rows(deal(x_ND, order_P, place_NC), deal_gates(gates_NC, order_P, place_NC), sizes_E, *weights)
-    return jnp.sum(collect(out_PD, place_NC, order_P), axis=1, dtype=jnp.float32).astype(x_ND.dtype)
-
-
-def expert_rows(
-    x_PD: jax.Array,
-    gates_P: jax.Array,
-    sizes_E: jax.Array,
+def _experts_of_tokens(
+    x_ND: jax.Array,
+    experts_NC: jax.Array,
+    gates_NC: jax.Array,
     w_gate_EDM: jax.Array,
     w_up_EDM: jax.Array,
     w_down_EMD: jax.Array,
@@ -135,16 +117,21 @@ def expert_rows(
     activation: Activation,
     kernels: Kernels,
 ) -> jax.Array:
-    """Each row by its own expert, times its gate, [P, D]; rows are sorted by expert, those past the sum of sizes are
-    zeros.
+    """Of N tokens, flat: each expert multiplies the rows of its (token, choice) pairs, however many they are, and the
+    results go back to their tokens, [N, D]. An expert past the last is none: such a pair adds nothing.
 
-    The gate, float32, weighs what goes into the last product: its gradient needs no result of that product, so that
+    A gate weighs what goes into its expert's last product: its gradient needs no result of that product, so that
     nothing keeps it, and remat does not multiply again.
     """
-    gate_PM = grouped_dot(x_PD, w_gate_EDM, sizes_E, kernels)
-    up_PM = grouped_dot(x_PD, w_up_EDM, sizes_E, kernels)
-    inner_PM = (activate(gate_PM, activation) * up_PM).astype(jnp.float32) * gates_P[:, None]
-    return grouped_dot(inner_PM.astype(x_PD.dtype), w_down_EMD, sizes_E, kernels)
+    order = sort_rows(experts_NC.reshape(-1), w_gate_EDM.shape[0], kernels)
+    slot_NC = order.slot_P.reshape(experts_NC.shape)
+    rows_QD = deal(x_ND, order.pair_Q, slot_NC)
+    gates_Q1 = deal_gates(gates_NC, order.pair_Q, slot_NC)[:, None]
+    dot = functools.partial(grouped_dot, sizes_E=order.sizes_E, kernels=kernels, tile=order.tile)
+    inner_QM = activate(dot(rows_QD, w_gate_EDM), activation) * dot(rows_QD, w_up_EDM)
+    inner_QM = (inner_QM.astype(jnp.float32) * gates_Q1).astype(x_ND.dtype)
+    out_NCD = collect(dot(inner_QM, w_down_EMD), slot_NC, order.pair_Q)
+    return jnp.sum(out_NCD, axis=1, dtype=jnp.float32).astype(x_ND.dtype)
 
 
 def update_bias(bias: jax.Array, load: jax.Array, speed: jax.Array | float) -> jax.Array:

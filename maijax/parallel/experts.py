@@ -20,10 +20,8 @@ from jax.sharding import PartitionSpec
 from maijax.parallel.sharding import Layout, spread
 
 Weights = tuple[jax.Array, jax.Array, jax.Array]  # w_gate_EDM, w_up_EDM, w_down_EMD
-# Of x_PD, gates_P, sizes_E and the weights: gate * expert(x) of each row, [P, D]. Rows are sorted by expert; those past
-# the sum of sizes are zeros.
-Rows = Callable[..., jax.Array]
-# Of x_TD, experts_TC, gates_TC and the weights: the sum over a token's choices of gate * expert(x), [T, D].
+# Of x_TD, experts_TC, gates_TC and the weights: the sum over a token's choices of gate * expert(x), [T, D]. An expert
+# past the last is none.
 Whole = Callable[..., jax.Array]
 
 _ALIGN = 8  # rows; the sublanes of a TPU's tile
@@ -47,7 +45,6 @@ def mixture(
     gates_BSC: jax.Array,
     weights: Weights,
     *,
-    rows: Rows,
     whole: Whole,
 ) -> jax.Array:
     """What `whole` gives on one device, [B, S, D], with experts over `expert` and their width over `tensor`.
@@ -67,7 +64,7 @@ def mixture(
             held = gather(w_gate, axis=1), gather(w_up, axis=1), gather(w_down, axis=2)
         x_TD, experts_TC, gates_TC = (a.reshape(-1, a.shape[-1]) for a in (x_bsD, experts_bsC, gates_bsC))
         if layout.ways("expert") > 1:
-            out_TD = _exchanged(layout, x_TD, experts_TC, gates_TC, held, rows)
+            out_TD = _exchanged(layout, x_TD, experts_TC, gates_TC, held, whole)
         else:
             peers = [_gather(layout, a) for a in (x_TD, experts_TC, gates_TC)]
             out_TD = _scatter(layout, whole(*peers, *held))
@@ -117,16 +114,15 @@ def _plan(experts_TC: jax.Array, ways: int, held: int) -> _Plan:
     device_P = expert_P // held
     count_W = jnp.bincount(device_P, length=ways).astype(jnp.int32)
     first_W = jnp.cumsum(count_W) - count_W
-    return _Plan(expert_P, order_P, inverse(order_P) - first_W[device_P], count_W)
+    return _Plan(expert_P, order_P, _inverse(order_P) - first_W[device_P], count_W)
 
 
-def inverse(order: jax.Array) -> jax.Array:
-    """The permutation that undoes one."""
+def _inverse(order: jax.Array) -> jax.Array:
     return jnp.zeros_like(order).at[order].set(jnp.arange(order.size, dtype=order.dtype), unique_indices=True)
 
 
 def _exchanged(
-    layout: Layout, x_TD: jax.Array, experts_TC: jax.Array, gates_TC: jax.Array, weights: Weights, rows: Rows
+    layout: Layout, x_TD: jax.Array, experts_TC: jax.Array, gates_TC: jax.Array, weights: Weights, whole: Whole
 ) -> jax.Array:
     tokens, choices = experts_TC.shape
     ways, held = layout.ways("expert"), weights[0].shape[0]
@@ -134,7 +130,7 @@ def _exchanged(
     # A token chooses an expert once: no device is sent more rows than this.
     most = tokens * min(choices, held)
     room = math.ceil(layout.config.exchange_room * tokens * choices / ways / _ALIGN) * _ALIGN
-    one = functools.partial(_round, layout, min(room, most), rows)
+    one = functools.partial(_round, layout, min(room, most), whole)
     if room >= most:
         out_TD = one(jnp.int32(0), x_TD, gates_TC, weights, plan)
     else:
@@ -188,7 +184,7 @@ _rounds.defvjp(_rounds_forward, _rounds_backward)
 def _round(
     layout: Layout,
     room: int,
-    rows: Rows,
+    whole: Whole,
     step: jax.Array,
     x_TD: jax.Array,
     gates_TC: jax.Array,
@@ -214,13 +210,12 @@ def _round(
 
     travel = functools.partial(lax.all_to_all, axis_name="expert", split_axis=0, concat_axis=0, tiled=True)
     slot_TC = slot_P.reshape(gates_TC.shape)
-    sent_RD = _gather(layout, travel(deal(x_TD, pair_R, slot_TC)))
-    order = jnp.argsort(came := _gather(layout, travel(expert_R)), stable=True)
-    back = inverse(order)
-    sizes_E = jnp.bincount(came, length=held).astype(jnp.int32)
-    gate_R = _gather(layout, travel(deal_gates(gates_TC, pair_R, slot_TC)))
-    done_RD = rows(_permute(sent_RD, order, back), _permute(gate_R, order, back), sizes_E, *weights)
-    done_RD = travel(_scatter(layout, _permute(done_RD, back, order)))
+    came_RD, came_R, gate_R = (
+        _gather(layout, travel(sent))
+        for sent in (deal(x_TD, pair_R, slot_TC), expert_R, deal_gates(gates_TC, pair_R, slot_TC))
+    )
+    done_RD = whole(came_RD, came_R[:, None], gate_R[:, None], *weights)
+    done_RD = travel(_scatter(layout, done_RD))
     return jnp.sum(collect(done_RD, slot_TC, pair_R), axis=1, dtype=jnp.float32)
 
 
@@ -266,11 +261,3 @@ def _collect_backward(pair_R: jax.Array, g_TCD: jax.Array) -> tuple[Any, ...]:
 
 
 collect.defvjp(lambda rows, slot, pair: (collect(rows, slot, pair), pair), _collect_backward)
-
-
-@jax.custom_vjp
-def _permute(rows: jax.Array, order: jax.Array, back: jax.Array) -> jax.Array:
-    return rows[order]
-
-
-_permute.defvjp(lambda rows, order, back: (_permute(rows, order, back), back), lambda back, g: (g[back], None, None))

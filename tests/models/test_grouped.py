@@ -71,6 +71,43 @@ def test_kernels_in_many_tiles(way) -> None:
         np.testing.assert_allclose(found, exact, atol=2e-5 * np.abs(exact).max())
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**31), st.sampled_from(("xla", "tpu")), st.sampled_from((40, 511, 512, 900)))
+def test_rows_are_sorted_and_none_is_lost(seed: int, kernels: grouped.Kernels, rows: int) -> None:
+    """Two groups, and rows of none; on a TPU each of two large ones starts a tile."""
+    group = np.random.default_rng(seed).integers(0, 3, rows).astype(np.int32)
+    order = grouped.sort_rows(jnp.asarray(group), 2, kernels)
+    slot, row, sizes = (np.asarray(a) for a in order[:3])
+    assert (order.tile is not None) == (kernels == "tpu" and rows >= 512)
+    assert row.shape[0] <= rows + 2 * ((order.tile or 1) - 1) + (order.tile or 1)
+    assert np.all(sizes % (order.tile or 1) == 0)
+    starts = np.cumsum(sizes) - sizes
+    for e in range(2):
+        mine = np.flatnonzero(group == e)
+        assert list(slot[mine]) == list(range(starts[e], starts[e] + len(mine)))
+        assert len(mine) <= sizes[e] < len(mine) + (order.tile or 1)
+    assert np.all(slot[group == 2] == row.shape[0])
+    assert np.all(row[slot[group < 2]] == np.flatnonzero(group < 2))
+    assert np.count_nonzero(row < rows) == np.count_nonzero(group < 2)
+
+
+def test_groups_that_start_tiles_of_their_own_give_the_same() -> None:
+    rng = np.random.default_rng(0)
+    group = jnp.asarray(rng.choice(3, 900, p=(0.3, 0.6, 0.1)).astype(np.int32))
+    w, x = (jnp.asarray(rng.standard_normal(s), jnp.float32) for s in ((3, IN, OUT), (900, IN)))
+    order = grouped.sort_rows(group, 3, "tpu")
+    assert order.tile == 128
+    rows = x.at[order.pair_Q].get(mode="fill", fill_value=0)
+    out = grouped_tpu.dot(rows, w, order.sizes_E, tile=order.tile, interpret=True)[order.slot_P]
+    np.testing.assert_allclose(out, jnp.einsum("PI,PIO->PO", x, w[group]), atol=1e-5)
+    g = jnp.asarray(rng.standard_normal((900, OUT)), jnp.float32)
+    dealt = g.at[order.pair_Q].get(mode="fill", fill_value=0)
+    dx, dw = grouped_tpu.gradients(rows, w, order.sizes_E, dealt, tile=order.tile, interpret=True)
+    np.testing.assert_allclose(dx[order.slot_P], jnp.einsum("PO,PIO->PI", g, w[group]), atol=1e-5)
+    wanted = np.stack([np.asarray(x)[group == e].T @ np.asarray(g)[group == e] for e in range(3)])
+    np.testing.assert_allclose(dw, wanted, atol=1e-4)
+
+
 def test_blocks_grow_with_the_groups() -> None:
     """Large groups take large blocks: here 32 rows, over several blocks and with a rest."""
     rows, sizes = 1000, jnp.array([700, 0, 300], jnp.int32)

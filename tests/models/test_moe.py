@@ -180,3 +180,19 @@ def test_update_bias_evens_out_a_skewed_router() -> None:
         bias = moe.update_bias(bias, round_of(bias), 0.003)
     assert before > 0.3
     assert float(round_of(bias).max()) < 0.25  # even: 0.2
+
+
+def test_remat_does_not_make_the_last_product_again() -> None:
+    """Only the two whose results the gradients need."""
+    a = {name: jnp.asarray(value) for name, value in arrays().items()}
+
+    def layer(x_BSD: jax.Array) -> jax.Array:
+        routing = moe.route(x_BSD, a["w_router"], a["bias"], SMALL)
+        given = a["w_gate"], a["w_up"], a["w_down"]
+        return moe.experts(x_BSD, routing, *given, activation="silu", kernels="tpu")
+
+    def products(function: Any) -> int:
+        gradient = jax.grad(lambda x_BSD: jnp.sum(function(x_BSD) ** 2))
+        return str(jax.make_jaxpr(gradient)(a["x"].reshape(B, S, D))).count("name=gmm")
+
+    assert products(jax.checkpoint(layer)) == products(layer) + 2

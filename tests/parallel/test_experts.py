@@ -103,9 +103,9 @@ def test_an_even_router_pays_for_one_round(monkeypatch: pytest.MonkeyPatch) -> N
     ran: list[int] = []
     plain = experts._round
 
-    def counted(place: Layout, room: int, rows: Any, step: jax.Array, *rest: Any) -> jax.Array:
+    def counted(place: Layout, room: int, whole: Any, step: jax.Array, *rest: Any) -> jax.Array:
         jax.debug.callback(lambda step: ran.append(int(step)), step)
-        return plain(place, room, rows, step, *rest)
+        return plain(place, room, whole, step, *rest)
 
     monkeypatch.setattr(experts, "_round", counted)
     x = jnp.ones((B, S, D))
