@@ -30,7 +30,9 @@ def corpus(tmp_path_factory) -> Path:
 def command(*words: str) -> subprocess.Popen:
     env = dict(os.environ, XLA_FLAGS="", PYTHONPATH=str(Path(__file__).parents[1]))
     return subprocess.Popen(
-        [sys.executable, "-m", "maijax", *words], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "maijax", *words], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # A shell's background job hands on that Ctrl-C is ignored; here it must count.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 

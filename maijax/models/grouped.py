@@ -79,9 +79,10 @@ def _forward(
 def _backward(
     kernels: Kernels, tile: int | None, kept: Any, g_PO: jax.Array
 ) -> tuple[jax.Array, jax.Array, None]:
+    x_PI, w_EIO, sizes_E = kept
     if kernels == "tpu":
-        return *grouped_tpu.gradients(*kept, g_PO, tile=tile), None
-    return *(grouped_gpu.gradients if kernels == "gpu" else _blocks_gradients)(*kept, g_PO), None
+        return *grouped_tpu.gradients(x_PI, w_EIO, sizes_E, g_PO, tile=tile), None
+    return *(grouped_gpu.gradients if kernels == "gpu" else _blocks_gradients)(x_PI, w_EIO, sizes_E, g_PO), None
 
 
 _product = jax.custom_vjp(_dot, nondiff_argnums=(3, 4))

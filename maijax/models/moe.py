@@ -102,8 +102,10 @@ def experts(
     weights = (w_gate_EDM, w_up_EDM, w_down_EMD)
     if (layout := spread()) is not None:
         return mixture(layout, x_BSD, routing.experts_BSC, routing.gates_BSC, weights, whole=whole)
-    flat = (a.reshape(-1, a.shape[-1]) for a in (x_BSD, routing.experts_BSC, routing.gates_BSC))
-    return whole(*flat, *weights).reshape(x_BSD.shape)
+    x_ND, experts_NC, gates_NC = (
+        a.reshape(-1, a.shape[-1]) for a in (x_BSD, routing.experts_BSC, routing.gates_BSC)
+    )
+    return whole(x_ND, experts_NC, gates_NC, *weights).reshape(x_BSD.shape)
 
 
 def _experts_of_tokens(
