@@ -29,16 +29,20 @@ def experiment(run: Run | Compiled) -> Experiment:
 
 
 def parts(run: Run) -> tuple[work.Part, ...]:
-    """Products of the run's shape; experts whose rows are padded to be equal are plain products."""
-    scale = {"scores": run.scores, "experts": run.capacity}
-    plain = run.capacity > 1
-    return tuple(
-        dataclasses.replace(
-            part, forward=part.forward * scale.get(part.name, 1.0),
-            name="experts, plain" if part.name == "experts" and plain else part.name,
-        )
+    """Products of the run's shape, as others run them: experts whose rows are padded to be equal are plain products;
+    else, on a TPU, a tile in which two experts meet is multiplied twice. Gates weigh results, which remat makes again.
+    """
+    waste = 1.0 if registry.topology(run.topology).chip.platform == "tpu" else 0.5
+    scale = {"scores": run.scores} | dict.fromkeys(work.GROUPED, run.capacity)
+    found = {
+        part.name: dataclasses.replace(part, forward=part.forward * scale.get(part.name, 1.0))
         for part in work.parts(run.model, run.seq, run.rerun)
-    )
+    }
+    for name in work.GROUPED & found.keys():
+        found[name] = dataclasses.replace(
+            found[name], rerun=found["experts"].rerun, waste=waste, name=f"{name}, plain" if run.capacity > 1 else name
+        )
+    return tuple(found.values())
 
 
 def estimate(run: Run, topology: Topology | None = None) -> Estimate:

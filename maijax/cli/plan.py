@@ -16,7 +16,7 @@ from maijax.config import Experiment
 from maijax.data import cachedir
 from maijax.errors import RunError
 from maijax.hardware import GiB, Topology
-from maijax.plan import arithmetic, checks, compiling, links, search
+from maijax.plan import arithmetic, checks, compiling, links, search, work
 from maijax.plan.arithmetic import Estimate
 
 _COMPILED = 3  # of a search's best layouts
@@ -120,12 +120,12 @@ class Plan:
         names = self.told["work"]["kernel_names"]
         attention = [name for name in names if "splash" in name or "attention" in name]
         used = {"scores"} if attention else set()
-        used |= {"experts"} if len(attention) < len(names) else set()
+        used |= work.GROUPED if len(attention) < len(names) else set()
         laid = links.lay(self.topology, self.told["mesh"])
         tokens = self.estimate.tokens / self.topology.devices
         return sum(
             tokens * (part.forward * (2 if part.rerun else 1) + part.backward)
-            / (self.topology.chip.device_flops * arithmetic.efficiency(self.experiment, laid, part.name))
+            / (self.topology.chip.device_flops * arithmetic.efficiency(self.experiment, laid, part))
             for part in self.estimate.parts if part.name in used
         )
 

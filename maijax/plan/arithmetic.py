@@ -19,15 +19,13 @@ from maijax.plan import work
 from maijax.plan.held import groups, ways
 from maijax.plan.links import Links, lay
 from maijax.plan.memory import Bytes, Kind, memory, offloaded, peak
-from maijax.plan.traffic import Collective, padded_layers, share, traffic
+from maijax.plan.traffic import Collective, padded_layers, rows_and_tile, slots, traffic
 
 SCORES = 0.65  # of a matmul's efficiency that attention kernels reach
 EXPERTS = 0.67  # of a matmul's efficiency that products grouped by expert reach, uneven loads included
 # Of the time of weights' and gradients' collectives that hides behind products. Of the activations' none does: they
 # wait for one product, and the next waits for them.
 HIDDEN = 0.5
-# Rows of a grouped kernel's tile, the largest of which an expert has two: a tile in which two meet is computed twice.
-TILES = {"tpu": (512, 256, 128), "gpu": (128,)}
 # Bytes per second between a device and its host's memory, each way: half of a PCIe 4 link of 16 lanes, shared by two.
 HOST = 8e9
 USABLE = 0.94  # of a device's memory that a plan may fill; the rest is the compiler's and the runtime's
@@ -160,11 +158,13 @@ def _times(
 
     needed = again = 0.0
     for part in parts:
-        rate = chip.device_flops * efficiency(experiment, links, part.name)
+        rate = chip.device_flops * efficiency(experiment, links, part)
         layers = padding if part.share == "layers" else 1.0
         needed += tokens * layers * (part.forward + part.backward) / rate
         again += tokens * layers * part.forward / rate if part.rerun else 0.0
-    moved = tokens * work.elementwise_bytes(model, rerun=any(p.rerun for p in parts), width=width) * padding
+    again_too = any(p.rerun for p in parts)
+    places = slots(experiment, mesh, chip.platform) if any(p.waste < 1 for p in parts if p.name in work.GROUPED) else 1
+    moved = tokens * padding * work.elementwise_bytes(model, again_too, width, places)
     beside = moved / (chip.hbm_bandwidth / chip.devices)
     state = sum(group.state / ways(mesh, group.at_rest(mesh)) for group in groups(model, experiment.optim))
     update = 2 * state / (chip.hbm_bandwidth / chip.devices)  # read and written
@@ -188,17 +188,14 @@ def _times(
     return tuple(part for part in found if part.seconds)
 
 
-def efficiency(experiment: Experiment, links: Links, part: str) -> float:
+def efficiency(experiment: Experiment, links: Links, part: work.Part) -> float:
     """Share of the peak that a part's products reach."""
     model, chip = experiment.model, links.topology.chip
-    if part == "scores":
+    if part.name == "scores":
         # A head narrower than the matrix unit leaves part of it idle.
         filled = model.attention.head_dim / chip.matrix
         return chip.efficiency * SCORES * filled / math.ceil(filled)
-    if part != "experts" or model.moe is None or model.moe.num_experts == links.mesh["expert"]:
+    if part.name not in work.GROUPED or model.moe is None or model.moe.num_experts == links.mesh["expert"]:
         return chip.efficiency
-    here = share(experiment, links.mesh)
-    rows = here.rows * here.length * links.mesh["expert"] * model.moe.top_k / model.moe.num_experts
-    tiles = TILES[chip.platform]
-    tile = next((size for size in tiles if rows >= 2 * size), tiles[-1])
-    return chip.efficiency * EXPERTS * rows / (rows + tile)
+    rows, tile = rows_and_tile(experiment, links.mesh, chip.platform)
+    return chip.efficiency * EXPERTS * rows / (rows + part.waste * tile)

@@ -13,7 +13,7 @@ from typing import Literal
 from maijax.config import Experiment
 from maijax.plan.held import groups, ways
 from maijax.plan.links import Links
-from maijax.plan.traffic import BATCH, Share, exchanged_rows, share
+from maijax.plan.traffic import BATCH, Share, exchanged_rows, share, slots
 
 Kind = Literal["exact", "model"]
 When = Literal["always", "layers", "head"]  # while the backward pass is in the layers, or at the head
@@ -41,7 +41,7 @@ def peak(uses: Iterable[Bytes]) -> float:
 
 def memory(experiment: Experiment, links: Links, width: int = 2) -> tuple[Bytes, ...]:
     """Every use, and when."""
-    mesh, model = links.mesh, experiment.model
+    mesh, model, platform = links.mesh, experiment.model, links.topology.chip.platform
     part = share(experiment, mesh)
     parameters = optimizer = 0.0
     for group in groups(model, experiment.optim):
@@ -64,7 +64,7 @@ def memory(experiment: Experiment, links: Links, width: int = 2) -> tuple[Bytes,
         Bytes("head and logits", _head(experiment, links, part, width), "model", "head"),
     ]
     if model.moe and mesh["expert"] > 1:
-        rows = exchanged_rows(experiment, mesh, part) * mesh["tensor"]
+        rows = exchanged_rows(experiment, mesh, part) * mesh["tensor"] * slots(experiment, mesh, platform)
         inner = 3 * model.moe.d_ff / mesh["tensor"]
         # Rows in and out, and what is between, forward and backward.
         found.append(Bytes("rows at the experts", width * rows * (4 * model.d_model + 2 * inner), "model", "layers"))
@@ -78,6 +78,7 @@ def _activations(experiment: Experiment, links: Links, part: Share, width: int) 
     heads, kv = attention.num_heads * attention.head_dim, attention.kv_heads * attention.head_dim
     hidden = model.d_ff if moe is None else moe.shared_experts * moe.d_ff
     routed = moe.top_k if moe and mesh["expert"] == 1 else 0  # else they are counted with the exchange
+    routed *= slots(experiment, mesh, links.topology.chip.platform)
     rows = 0.0 if moe is None else routed * (2 * model.d_model + 3 * moe.d_ff / tensor)
     shared = (3 * model.d_model + heads + 2 * kv + 2 * hidden) / tensor
     # Float32 norms, the rotated heads, attention's output and row sums, the gated product, the gathered inputs.

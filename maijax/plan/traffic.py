@@ -16,6 +16,8 @@ from maijax.rules import RULES
 
 BATCH = RULES["batch"]
 _START = 1e-5  # seconds until a collective's first bytes move; what keeps small models on few devices
+# Rows of a grouped kernel's tile, the largest of which an expert has two.
+_TILES = {"tpu": (512, 256, 128), "gpu": (128,)}
 REST = RULES["embed"]  # what shares out a weight's rows at rest, and gathers them at use
 
 
@@ -153,6 +155,23 @@ def _context(experiment: Experiment, mesh: Mapping[str, int], part: Share, colle
     yield from collective("their gradients", "permute", ("context",), 2 * hop, times)
 
 
+def rows_and_tile(experiment: Experiment, mesh: Mapping[str, int], platform: str) -> tuple[float, int]:
+    """Rows of an expert in one grouped product, if the router is even, and of a tile of its kernel."""
+    here, moe = share(experiment, mesh), experiment.model.moe
+    assert moe is not None
+    rows = here.rows * here.length * mesh["expert"] * moe.top_k / moe.num_experts
+    tiles = _TILES[platform]
+    return rows, next((size for size in tiles if rows >= 2 * size), tiles[-1])
+
+
+def slots(experiment: Experiment, mesh: Mapping[str, int], platform: str) -> float:
+    """Places for a mixture's rows, by rows: on a TPU each expert starts a tile; there is room for the worst."""
+    if experiment.model.moe is None or platform != "tpu":
+        return 1.0
+    rows, tile = rows_and_tile(experiment, mesh, platform)
+    return 1 + tile / rows if rows >= 2 * tile else 1.0
+
+
 def exchanged_rows(experiment: Experiment, mesh: Mapping[str, int], part: Share) -> float:
     """Rows that a device sends to its experts in one exchange, the room that stays empty included."""
     moe = experiment.model.moe
@@ -169,8 +188,8 @@ def _experts(experiment: Experiment, mesh: Mapping[str, int], part: Share, colle
         return
     size = width * exchanged_rows(experiment, mesh, part) * model.d_model
     times = part.layers * part.passes * part.micro
-    # Going back each exchange is made again, whatever remat says: what arrived is not kept.
-    yield from collective("tokens to experts and back", "all-to-all", ("expert",), size, 6 * times)
+    # Going back what arrived is sent again, whatever remat says, since it is not kept; what came back is not needed.
+    yield from collective("tokens to experts and back", "all-to-all", ("expert",), size, 5 * times)
     whole = size * mesh["tensor"]
     yield from collective("tokens of experts", "all-gather", ("tensor",), whole, 3 * times)
-    yield from collective("tokens of experts", "reduce-scatter", ("tensor",), whole, 3 * times)
+    yield from collective("tokens of experts", "reduce-scatter", ("tensor",), whole, 2 * times)

@@ -96,7 +96,8 @@ def test_grouped_products_pay_for_narrow_experts():
     def share(experiment, **mesh):
         sized = dataclasses.replace(experiment, mesh=MeshConfig(data=1, **mesh))
         found = estimate(sized, topology)
-        return arithmetic.efficiency(sized, lay(topology, found.mesh), "experts") / topology.chip.efficiency
+        part = next(part for part in found.parts if part.name == "experts")
+        return arithmetic.efficiency(sized, lay(topology, found.mesh), part) / topology.chip.efficiency
 
     assert share(moe, fsdp=1_024) < share(wide, fsdp=1_024) < arithmetic.EXPERTS
     assert share(moe, fsdp=4, expert=256) == 1.0  # one expert each is a plain product
