@@ -2,12 +2,15 @@
 
 A layout is chosen by the sizes in `MeshConfig` alone; an axis of size 1 changes nothing. What each mesh axis does:
 
-  replica, data  copies of the weights, each with its share of the batch (replica: across slices)
+  replica, data  copies of the weights, each with its share of the batch
   fsdp           the same share of the batch, weights and optimizer state sharded too
   expert         as fsdp; a mixture's experts are dealt out over it, and tokens travel to them
   context        the tokens of each row; attention sees the others' keys
   tensor         heads, mlp, vocab; between them the tokens of each row (sequence parallelism)
   stage          groups of layers, through which micro-batches pass in turn
+
+Where TPU slices are joined by the data centre's network, `replica` crosses from one to another, and `stage` where there
+are more slices than replicas.
 """
 
 from __future__ import annotations
@@ -79,6 +82,21 @@ def place(
 def shares(axes: Sequence[str | None], sizes: Sequence[int], mesh: Mapping[str, int], what: str) -> int:
     """Over how many devices an array is shared out: its bytes on each are its bytes by this."""
     return math.prod(mesh[a] for found in place(axes, sizes, mesh, what) for a in found)
+
+
+def across(mesh: Mapping[str, int], slices: int) -> dict[str, int]:
+    """How many ways each of the axes that may cross slices does so; the rest of its size lies inside one.
+
+    Raises UserError if the slices cannot be shared out so.
+    """
+    replica = math.gcd(mesh["replica"], slices)
+    stage = slices // replica
+    if mesh["stage"] % stage:
+        raise UserError(
+            f"mesh.replica={mesh['replica']} x mesh.stage={mesh['stage']} must share out the {slices} slices, "
+            f"which no other axis may cross; try mesh.replica={slices}, or mesh.stage={stage}"
+        )
+    return {"replica": replica, "stage": stage}
 
 
 def problems(experiment: Experiment, mesh: Mapping[str, int]) -> list[str]:

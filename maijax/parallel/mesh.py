@@ -10,28 +10,25 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
+from maijax import rules
 from maijax.config import MESH_AXES, MeshConfig
-from maijax.errors import UserError
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh over the devices (default: all of this job), axes in the order of `MESH_AXES`.
 
-    Devices of several slices are laid out so that only `replica` crosses from one to another.
-    Raises UserError if the sizes do not fit the devices, or the slices do not divide `replica`.
+    Devices of several slices are laid out so that only the axes of `rules.across` cross from one to another.
+    Raises UserError if the sizes do not fit the devices or the slices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = config.shape(len(devices))
     shape = tuple(sizes[axis] for axis in MESH_AXES)
     slices = len({getattr(device, "slice_index", 0) for device in devices})
-    if slices > 1 and sizes["replica"] % slices:
-        raise UserError(
-            f"mesh.replica={sizes['replica']} must be a multiple of the {slices} slices there are; try {slices}"
-        )
     # Axes need not be lines of the physical torus: a plane may be split between two of them.
     if slices > 1:
-        inside = (sizes["replica"] // slices, *shape[1:])
-        across = (slices,) + (1,) * (len(shape) - 1)
+        ways = rules.across(sizes, slices)
+        across = tuple(ways.get(axis, 1) for axis in MESH_AXES)
+        inside = tuple(size // crossing for size, crossing in zip(shape, across, strict=True))
         placed = mesh_utils.create_hybrid_device_mesh(
             inside, across, devices=devices, allow_split_physical_axes=True
         )

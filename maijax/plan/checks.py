@@ -15,11 +15,10 @@ def problems(experiment: Experiment, topology: Topology) -> list[str]:
     except UserError as error:
         return [str(error).removeprefix("mesh: ")]
     found = rules.problems(experiment, mesh)
-    if mesh["replica"] % topology.slices:
-        found.append(
-            f"mesh.replica={mesh['replica']} must be a multiple of the {topology.slices} slices; "
-            f"try {topology.slices}"
-        )
+    try:
+        rules.across(mesh, topology.slices)
+    except UserError as error:
+        found.append(str(error))
     return found
 
 

@@ -17,6 +17,7 @@ from typing import Literal
 
 from maijax.config import MESH_AXES
 from maijax.hardware import Topology
+from maijax.rules import across
 
 Kind = Literal["all-gather", "reduce-scatter", "all-reduce", "all-to-all", "permute"]
 
@@ -37,7 +38,8 @@ class Links:
 
     topology: Topology
     mesh: Mapping[str, int]
-    pieces: Mapping[str, tuple[Piece, ...]]  # TPU; the network between slices under "slices"
+    pieces: Mapping[str, tuple[Piece, ...]]  # TPU, inside a slice
+    between: Mapping[str, int] = dataclasses.field(default_factory=dict)  # ways that an axis crosses slices
 
     def ways(self, axes: Sequence[str]) -> int:
         return math.prod(self.mesh[axis] for axis in axes)
@@ -64,10 +66,12 @@ class Links:
 
     def _tpu(self, kind: Kind, axes: Sequence[str], size: float) -> float:
         inside = [piece for axis in axes for piece in self.pieces[axis] if piece.size > 1]
-        outside = self.pieces["slices"][0] if "replica" in axes else Piece(1, 1.0)
+        chip = self.topology.chip
+        crossing = math.prod(self.between.get(axis, 1) for axis in axes)
+        outside = Piece(crossing, chip.scale_out / chip.devices)
         ways = math.prod(piece.size for piece in inside)
         if kind == "permute":
-            one_way = self.topology.chip.link_bandwidth / self.topology.chip.devices  # a ring's other links stay idle
+            one_way = chip.link_bandwidth / chip.devices  # a ring's other links stay idle
             return size / min(one_way, *(piece.rate for piece in [*inside, outside] if piece.size > 1))
         if kind == "all-to-all":
             found = max((piece.size * size / (4 * piece.rate) for piece in inside), default=0.0)
@@ -102,6 +106,7 @@ def lay(topology: Topology, mesh: Mapping[str, int]) -> Links:
     chip = topology.chip
     if chip.platform == "gpu":
         return Links(topology, mesh, {})
+    between = across(mesh, topology.slices)
     left: list[tuple[int, float]] = []  # (size, rate) of what no mesh axis has taken yet
     for size in topology.shape:
         links = 2 if size % chip.wrap == 0 else 1
@@ -110,10 +115,8 @@ def lay(topology: Topology, mesh: Mapping[str, int]) -> Links:
         left.append((chip.devices, _CORES * chip.link_bandwidth / chip.devices))
     pieces: dict[str, tuple[Piece, ...]] = {}
     for axis in reversed(MESH_AXES):
-        ways = mesh[axis] // topology.slices if axis == "replica" else mesh[axis]
-        pieces[axis] = _take(ways, left, chip.link_bandwidth / chip.devices)
-    pieces["slices"] = (Piece(topology.slices, chip.scale_out / chip.devices),)
-    return Links(topology, mesh, pieces)
+        pieces[axis] = _take(mesh[axis] // between.get(axis, 1), left, chip.link_bandwidth / chip.devices)
+    return Links(topology, mesh, pieces, between)
 
 
 def _take(ways: int, left: list[tuple[int, float]], link: float) -> tuple[Piece, ...]:

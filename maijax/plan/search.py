@@ -109,7 +109,7 @@ def search(experiment: Experiment, topology: Topology, best: int = 3, losers: in
 def splits(experiment: Experiment, topology: Topology) -> Iterator[MeshConfig]:
     """Meshes over the topology's devices: powers of two on each axis that can serve, the rest on fsdp.
 
-    `replica` crosses the slices; tensor parallelism stays inside what fast links join, an NVLink domain or one or two
+    `replica` crosses the slices, or `stage`, or both; tensor parallelism stays inside what fast links join, an NVLink domain or one or two
     axes of a torus.
     """
     model, train, chip = experiment.model, experiment.train, topology.chip
@@ -121,14 +121,15 @@ def splits(experiment: Experiment, topology: Topology) -> Iterator[MeshConfig]:
         _powers(min(_MOST_CONTEXT, train.seq_len // _LEAST_TOKENS), devices),
         _powers(min(fast, model.attention.num_heads), devices),
     )
-    for stage, expert, context, tensor in itertools.product(*choices):
-        used = stage * expert * context * tensor
-        if devices % used or (context > 1 and stage > 1):
+    copies = [r for r in range(1, topology.slices + 1) if topology.slices % r == 0]
+    for replica, inside, expert, context, tensor in itertools.product(copies, *choices):
+        used, stage = inside * expert * context * tensor, inside * topology.slices // replica
+        if devices % used or (context > 1 and stage > 1) or stage > _depth(experiment):
             continue
         rest = devices // used
         for data in sorted({*_powers(_MOST_DATA, rest), rest}):
             yield MeshConfig(
-                replica=topology.slices, stage=stage, data=data, fsdp=rest // data, expert=expert, context=context,
+                replica=replica, stage=stage, data=data, fsdp=rest // data, expert=expert, context=context,
                 tensor=tensor, attention=experiment.mesh.attention, exchange_room=experiment.mesh.exchange_room,
             )
 

@@ -53,13 +53,20 @@ def test_a_machine_too_small_has_no_best():
     assert all("GiB" in loser.why or "divide" in loser.why for loser in found.losers)
 
 
-def test_slices_are_crossed_by_replica_alone():
+def test_slices_are_crossed_by_replica_and_stage():
     topology = registry.topology("v5p:8x8x16", slices=4)
+    found = set()
     for mesh in splits(registry.get("mai_500b"), topology):
-        assert mesh.replica == 4
-        assert mesh.shape(topology.devices)
+        ways = rules.across(mesh.shape(topology.devices), 4)
+        found.add((ways["replica"], ways["stage"]))
+    assert found == {(4, 1), (2, 2), (1, 4)}
     found = search(registry.get("mai_500b"), topology, best=1)
     assert "replica 4" in found.best[0].text
+
+
+def test_a_model_larger_than_a_slice_is_staged_over_several():
+    found = search(registry.get("mai_500b"), registry.topology("v6e:16x16", slices=16), best=1)
+    assert found.best and found.best[0].estimate.mesh["stage"] > 1
 
 
 def test_one_device_has_one_split():
