@@ -109,8 +109,8 @@ def search(experiment: Experiment, topology: Topology, best: int = 3, losers: in
 def splits(experiment: Experiment, topology: Topology) -> Iterator[MeshConfig]:
     """Meshes over the topology's devices: powers of two on each axis that can serve, the rest on fsdp.
 
-    `replica` crosses the slices, or `stage`, or both; tensor parallelism stays inside what fast links join, an NVLink domain or one or two
-    axes of a torus.
+    `replica` crosses the slices, or `stage`, or both; tensor parallelism stays inside what fast links join, an NVLink
+    domain or one or two axes of a torus.
     """
     model, train, chip = experiment.model, experiment.train, topology.chip
     devices = topology.devices // topology.slices
