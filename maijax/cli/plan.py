@@ -60,7 +60,8 @@ def _search(experiment: Experiment, topology: Topology, *, as_json: bool) -> int
     if as_json:
         print(json.dumps({
             "tried": found.tried, "too_large": found.too_large, "refused": found.refused, "slower": found.slower,
-            "best": [made.plain() for made in plans], "losers": [{"layout": a, "why": b} for a, b in losers],
+            "best": [{"settings": settings(experiment, made.experiment)} | made.plain() for made in plans],
+            "losers": [{"layout": a, "why": b} for a, b in losers],
         }, indent=1))
     else:
         if losers:
