@@ -21,7 +21,7 @@ H100_8 = FSDP_8
 SIMULATED_8 = MeshConfig(data=1, fsdp=2, context=2, tensor=2)
 V5E_256 = MeshConfig(data=1, fsdp=256)
 V5P_512 = MeshConfig(data=1, fsdp=64, tensor=8)
-V5P_8192 = MeshConfig(data=2, fsdp=512, context=4, tensor=2)
+V5P_8192 = MeshConfig(data=1, fsdp=1_024, context=2, tensor=4)
 V6E_256 = MeshConfig(data=1, fsdp=256)
 TPU7X_8192 = MeshConfig(data=2, fsdp=1_024, context=2, tensor=2)  # 4,096 chips, two devices each
 H100_8192 = MeshConfig(data=8, fsdp=256, context=4)
