@@ -20,6 +20,7 @@ from maijax.plan import arithmetic, checks, compiling, links, search, work
 from maijax.plan.arithmetic import Estimate
 
 _COMPILED = 3  # of a search's best layouts
+_MOST_COMPILED = 9  # if none of these compiles and fits
 _QUIET = 30.0  # seconds between words of progress where there is no terminal
 
 
@@ -39,14 +40,16 @@ def plan(args: argparse.Namespace) -> int:
 
 
 def _search(experiment: Experiment, topology: Topology, *, as_json: bool) -> int:
-    """Ranks layouts by arithmetic and compiles the best few; returns 0 if one of them fits."""
-    found = search.search(experiment, topology, best=_COMPILED)
+    """Ranks layouts by arithmetic and compiles the best few, more if none fits; returns 0 if one of them does."""
+    found = search.search(experiment, topology, best=_MOST_COMPILED)
     if not as_json:
         print(f"{experiment.name} on {topology.title}: {found.tried:,} layouts tried; {found.too_large:,} need more "
-              f"memory than\nthere is, {found.refused:,} do not divide, {found.slower:,} are slower than these")
+              f"memory than\nthere is, {found.refused:,} do not divide; the fastest of the rest, compiled:")
     plans: list[Plan] = []
     failed: list[tuple[str, str]] = []
-    for layout in found.best:
+    left = list(found.best)
+    while left and not (len(plans) >= _COMPILED and any(made.fits for made in plans)):
+        layout = left.pop(0)
         try:
             plans.append(made := Plan.make(layout.experiment, topology))
         except RunError as error:
@@ -56,10 +59,12 @@ def _search(experiment: Experiment, topology: Topology, *, as_json: bool) -> int
             print(f"\n{layout.text}")
             print(f"  --set {' --set '.join(settings(experiment, layout.experiment))}")
             paragraph(made.verdict())
-    losers = [*failed, *((loser.text, loser.why) for loser in found.losers)]
+    behind = [search.slower(layout, found.best[0]) for layout in left]
+    losers = [*failed, *((loser.text, loser.why) for loser in (*behind, *found.losers))]
     if as_json:
         print(json.dumps({
-            "tried": found.tried, "too_large": found.too_large, "refused": found.refused, "slower": found.slower,
+            "tried": found.tried, "too_large": found.too_large, "refused": found.refused,
+            "slower": found.slower + len(left),
             "best": [{"settings": settings(experiment, made.experiment)} | made.plain() for made in plans],
             "losers": [{"layout": a, "why": b} for a, b in losers],
         }, indent=1))

@@ -172,19 +172,22 @@ def _kind(sizes: Mapping[str, int]) -> tuple[str, ...]:
 
 
 def _slower(fitting: list[Layout], best: int) -> Iterator[Loser]:
-    """The fastest of each kind of split after the best, with the term that costs most more than the winner's."""
+    """The fastest of each kind of split after the best."""
     seen = {_kind(layout.estimate.mesh) for layout in fitting[:best]}
     for layout in fitting[best:]:
         kind = _kind(layout.estimate.mesh)
-        if kind in seen:
-            continue
-        seen.add(kind)
-        first = fitting[0].estimate
-        usual = {part.what: part.seconds for part in first.times}
-        more = max(layout.estimate.times, key=lambda part: part.seconds - usual.get(part.what, 0.0))
-        slower = layout.estimate.step_seconds / first.step_seconds - 1
-        gap = more.seconds - usual.get(more.what, 0.0)
-        yield Loser(text=layout.text, why=f"{slower:.0%} slower: {gap:.2g} s more for {more.what}")
+        if kind not in seen:
+            seen.add(kind)
+            yield slower(layout, fitting[0])
+
+
+def slower(layout: Layout, first: Layout) -> Loser:
+    """A layout beside the fastest: by how much it is slower, and the term that costs most more than the fastest's."""
+    usual = {part.what: part.seconds for part in first.estimate.times}
+    more = max(layout.estimate.times, key=lambda part: part.seconds - usual.get(part.what, 0.0))
+    behind = layout.estimate.step_seconds / first.estimate.step_seconds - 1
+    gap = more.seconds - usual.get(more.what, 0.0)
+    return Loser(text=layout.text, why=f"{behind:.0%} slower: {gap:.2g} s more for {more.what}")
 
 
 def _text(experiment: Experiment, sizes: Mapping[str, int]) -> str:
