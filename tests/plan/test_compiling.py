@@ -150,7 +150,22 @@ def test_a_search_goes_on_after_a_layout_that_does_not_compile(compiler, monkeyp
     monkeypatch.setattr(compiling, "_compile", compile_)
     assert cli.main(["plan", "phi_125m", "--topology", "v5e:2x2", "--search"]) == 0
     out = capsys.readouterr().out
-    assert len(calls) == 3 and "the step does not compile" in out and "take " in out
+    assert len(calls) == 4 and "the step does not compile" in out and "take " in out
+
+
+def test_a_search_goes_on_until_a_layout_fits(compiler, monkeypatch, capsys):
+    calls, told, _ = compiler
+    refused = {"needs": 24 * 2**30, "has": 15 * 2**30, "message": "RESOURCE_EXHAUSTED: ..."}
+    large = {k: v for k, v in told[0].items() if k != "work"} | {"refused": refused}
+
+    def compile_(experiment, where, say):
+        calls.append(experiment.mesh)
+        return large if len(calls) <= 4 else told[0]
+
+    monkeypatch.setattr(compiling, "_compile", compile_)
+    assert cli.main(["plan", "phi_125m", "--topology", "v5e:2x2", "--search", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [made["fits"] for made in found["best"]] == [False] * 4 + [True] and len(calls) == 5
 
 
 @pytest.mark.parametrize(("words", "line"), [
