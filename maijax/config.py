@@ -248,6 +248,7 @@ class MeshConfig:
     attention: Literal["ring", "gather"] = "ring"  # over context: keys go round, or all come to each device
     microbatches: int | None = None  # of the pipeline, per pass; None: as many as stages
     repeats: int = 1  # times that a micro-batch goes round the stages, each time through other layers
+    gather: Literal["step", "layer"] = "step"  # a stage's weights: all once a step, or a layer's whenever it is due
     exchange_room: float = 2.0  # rows that a device takes for its experts at once, in even shares
 
     def problems(self) -> Iterator[str]:

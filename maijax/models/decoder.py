@@ -73,14 +73,20 @@ class Decoder(nn.Module):
             x_BSD, (_, stats) = block.apply({"params": weights}, x_BSD, None, sight)
             return x_BSD, stats
 
+        def tied(weights: Params, x_BSD: jax.Array, sight: Sight) -> tuple[jax.Array, Any]:
+            # Else what needs weights alone, to gather them, would be done before the loop, and kept for all layers.
+            weights, x_BSD = jax.lax.optimization_barrier((weights, x_BSD))
+            return layer(weights, x_BSD, sight)
+
+        one = layer
         if self.cfg.remat != "none":
-            layer = jax.checkpoint(layer, policy=REMAT_POLICIES[self.cfg.remat], prevent_cse=False)
+            one = jax.checkpoint(tied, policy=REMAT_POLICIES[self.cfg.remat], prevent_cse=False)
         weights = self.variables["params"][name]
         if name == "dense_layers":
             with rows_over_stages(x_BSD.shape[0]):
-                return jax.lax.scan(lambda x, w: layer(w, x, sight), x_BSD, weights)
+                return jax.lax.scan(lambda x, w: one(w, x, sight), x_BSD, weights)
         declared = tree({w.path: w for w in declare(self.cfg)})[name]
-        return pipeline.run(layer, weights, declared, x_BSD, sight, depth=depth, dtype=self.dtype)
+        return pipeline.run(one, weights, declared, x_BSD, sight, depth=depth, dtype=self.dtype)
 
     @nn.compact
     def __call__(

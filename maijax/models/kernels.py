@@ -39,7 +39,11 @@ class Local:
             pieces, device = np.zeros((1, 1), np.int32), jnp.int32(0)
             return splash_attention(q_BSHK, k_BSGK, v_BSGK, *segments, self.rule, pieces, device)
         if self.kernels == "gpu" and cudnn_applies(q_BSHK, segments_BS, self.rule):
-            return cudnn_attention(q_BSHK, k_BSGK, v_BSGK, segments_BS, self.rule)
+            try:
+                return cudnn_attention(q_BSHK, k_BSGK, v_BSGK, segments_BS, self.rule)
+            except RuntimeError as error:  # compiled for a GPU that is not here, nor its library
+                if "cuDNN not found" not in str(error) or jax.default_backend() == "gpu":
+                    raise
         given = dataclasses.asdict(self.rule)
         return attend(q_BSHK, k_BSGK, v_BSGK, q_segments_BS=segments_BS, k_segments_BT=segments_BS, **given)
 

@@ -7,6 +7,7 @@ even router pays for one and a skewed one is slower but loses nothing.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -79,16 +80,18 @@ def _weight_specs(layout: Layout, weights: Weights) -> tuple[tuple[PartitionSpec
     """How the weights come in, and the mesh axes over which D is still to be gathered.
 
     They come as they lie, and are gathered inside: only so are their gradients scattered, where the compiler would
-    sum them for every device and keep a part. A pipeline has gathered them before.
+    sum them for every device and keep a part. A pipeline may have gathered them before; stages share out nothing here.
     """
-    staged = layout.ways("stage") > 1
-    D = "act_embed" if staged else "embed"
+    gathered = layout.ways("stage") > 1 and layout.config.gather == "step"
+    D = "act_embed" if gathered else "embed"
+    rows = tuple(a for a in layout.rules["embed"] if a != "stage")
+    layout = dataclasses.replace(layout, rules=layout.rules | {"embed": rows})
     letters = (("expert", D, "mlp"), ("expert", D, "mlp"), ("expert", "mlp", D))
     specs = tuple(
         layout.spec(axes, w.shape, "experts of a mixture") for axes, w in zip(letters, weights, strict=True)
     )
     taken = layout.axes("expert")
-    return specs, () if staged else tuple(a for a in layout.axes("embed") if a not in taken)
+    return specs, () if gathered else tuple(a for a in layout.axes("embed") if a not in taken)
 
 
 def _gather(layout: Layout, rows: jax.Array) -> jax.Array:

@@ -106,11 +106,13 @@ def run(
 
 
 def _by_stage(w: jax.Array, declared: Weight, layout: Layout, runs: tuple[int, int, int], dtype: Any) -> jax.Array:
-    """[L, ...] weights at rest as [Z, R, C, ...] in use: each stage gets its own runs, gathered but for tensor, expert.
+    """[L, ...] weights at rest as [Z, R, C, ...]: each stage gets its own runs.
 
-    At rest their rows are shared out over stages too, so this is an exchange, and the same whatever the repeats.
+    At rest their rows are shared out over stages too, so this is an exchange, and the same whatever the repeats. Then
+    they are gathered as for use; or they stay shared out over the other axes, in float32, as their gradients' sums do.
     """
     repeats, count, length = runs
+    stored, at_once = w.dtype, layout.config.gather == "step"
     if declared.group == "hidden":
         w = w.astype(dtype)
     w = jnp.pad(w, ((0, repeats * count * length - w.shape[0]),) + ((0, 0),) * (w.ndim - 1))
@@ -131,8 +133,8 @@ def _by_stage(w: jax.Array, declared: Weight, layout: Layout, runs: tuple[int, i
     )(w).swapaxes(0, 1)
     axes = [None] * len(rest) if declared.group == "router" else used(declared.logical_axes[1:])
     gathered = layout.spec(axes, declared.sizes[1:], declared.path)
-    where = NamedSharding(layout.mesh, PartitionSpec("stage", None, None, *gathered))
-    return jax.lax.with_sharding_constraint(w, where)
+    where = PartitionSpec("stage", None, None, *(gathered if at_once else (names or None for names in without)))
+    return jax.lax.with_sharding_constraint(w if at_once else w.astype(stored), NamedSharding(layout.mesh, where))
 
 
 def _names(part: Any) -> tuple[str, ...]:

@@ -101,9 +101,15 @@ def _compile(experiment: Experiment, topology: Topology, say: Callable[[str], No
     if "user_error" in found:
         raise UserError(found["user_error"])
     if "error" in found:
-        lines = [line.strip() for line in found["error"].splitlines() if line.strip()]
+        lines = _told(found["error"])
         raise RunError(f"the step of {experiment.name} does not compile for {topology.title}: {lines[-1][:400]}")
     return found["told"]
+
+
+def _told(error: str) -> list[str]:
+    """The lines of a traceback, without what JAX says of tracebacks after the error itself."""
+    said = error.partition("\n--------------------\n")[0]
+    return [line.strip() for line in said.splitlines() if line.strip()]
 
 
 def _stage(dump: Path) -> str:

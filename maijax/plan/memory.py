@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
 from maijax.config import Experiment
 from maijax.plan.held import groups, ways
 from maijax.plan.links import Links
-from maijax.plan.traffic import BATCH, Share, exchanged_rows, share, slots
+from maijax.plan.traffic import BATCH, Share, exchanged_rows, share, slots, ticks
 
 Kind = Literal["exact", "model"]
 When = Literal["always", "layers", "head"]  # while the backward pass is in the layers, or at the head
@@ -60,7 +60,7 @@ def memory(experiment: Experiment, links: Links, width: int = 2) -> tuple[Bytes,
         Bytes("activations kept", kept, "model"),
         Bytes("gradients", gradients, "model", "always" if experiment.train.accumulation > 1 else "layers"),
         Bytes("activations of one layer", working, "model", "layers"),
-        Bytes("weights gathered", *_gathered(experiment, links, part, width)),
+        *_gathered(experiment, links, part, width),
         Bytes("head and logits", _head(experiment, links, part, width), "model", "head"),
     ]
     if model.moe and mesh["expert"] > 1:
@@ -86,10 +86,10 @@ def _activations(experiment: Experiment, links: Links, part: Share, width: int) 
     least = model.d_model / tensor
     each = {"full": least, "offload": least, "dots": least + shared, "none": whole}[model.remat]
     tokens = part.rows * part.length
-    in_flight = part.micro + mesh["stage"] - 1 if mesh["stage"] > 1 else 1
+    in_flight = ticks(experiment, mesh) / experiment.mesh.repeats if mesh["stage"] > 1 else 1
     outside = model.moe.first_dense if model.moe else 0
     kept = width * tokens * each * (part.layers * in_flight + outside * part.micro)
-    if model.remat == "offload":  # one layer's on its way, another's at work
+    if model.remat == "offload" and mesh["stage"] == 1:  # one layer's on its way, another's at work; no two loops deep
         kept = min(kept, width * tokens * each * 2)
     return kept, 2 * width * tokens * whole
 
@@ -101,21 +101,29 @@ def offloaded(experiment: Experiment, links: Links, width: int) -> float:
     return width * tokens * experiment.model.d_model / links.mesh["tensor"] * part.layers
 
 
-def _gathered(experiment: Experiment, links: Links, part: Share, width: int) -> tuple[float, Kind, When]:
+def _gathered(experiment: Experiment, links: Links, part: Share, width: int) -> Iterator[Bytes]:
     """A layer's weights whole in the compute dtype, the next layer's, and a gradient; a stage's, if it keeps them."""
     model, mesh = experiment.model, links.mesh
-    total = deepest = 0.0
+    total = deepest = own = 0.0
     for group in groups(model, experiment.optim):
         in_use = group.in_use(mesh)
         if group.stack and group.at_rest(mesh) - in_use:
             each = group.size / ways(mesh, in_use) / group.depth
             total += each * (part.layers if group.stack == "layers" else group.depth)
             deepest += each if group.stack == "layers" else 0.0
-    if mesh["stage"] > 1:
-        return (width + 4) * total, "model", "always"  # and the sum of their gradients over the micro-batches
-    if model.remat == "none":
-        return width * (total + deepest), "model", "always"
-    return 3 * width * deepest, "model", "layers"
+        if group.stack == "layers":
+            own += group.size / ways(mesh, group.at_rest(mesh))
+    by_layer = mesh["stage"] == 1 or experiment.mesh.gather == "layer"
+    if mesh["stage"] > 1:  # and the sum of their gradients over the micro-batches
+        here = 8 * own if by_layer else (width + 4) * total
+        yield Bytes("weights of a stage, and gradients", here, "model")
+        if experiment.mesh.repeats > 1:  # each run that was due
+            runs = ticks(experiment, mesh) / experiment.mesh.repeats
+            yield Bytes("weights of runs", width * runs * (own if by_layer else total), "model")
+    if by_layer and model.remat == "none":
+        yield Bytes("weights gathered", width * (total + deepest), "model")
+    elif by_layer:
+        yield Bytes("weights gathered", 3 * width * deepest, "model", "layers")
 
 
 def _head(experiment: Experiment, links: Links, part: Share, width: int) -> float:

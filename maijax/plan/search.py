@@ -10,6 +10,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Iterator, Mapping
+from typing import Literal
 
 from maijax import rules
 from maijax.config import MESH_AXES, Experiment, MeshConfig, Remat
@@ -24,6 +25,7 @@ _MOST_STAGES, _MOST_CONTEXT, _MOST_DATA = 16, 16, 8
 _LEAST_TOKENS = 2_048  # of a sequence on one device: less leaves attention's blocks too small
 _MICRO = (1, 2, 4, 8)  # micro-batches of the pipeline, in stages
 _REPEATS = (1, 2, 4)
+_GATHER: tuple[Literal["step", "layer"], ...] = ("step", "layer")
 _GIB = 2**30
 
 
@@ -146,12 +148,16 @@ def _variants(experiment: Experiment, mesh: MeshConfig, sizes: Mapping[str, int]
                 for accumulation in _powers(max(1, rows), max(1, rows))
             )
             continue
-        whole = dataclasses.replace(remade, train=dataclasses.replace(train, accumulation=1))
+        if remat == "offload":  # nothing leaves the device from inside the pipeline's loops
+            continue
         turns = [r for r in _REPEATS if r == 1 or mesh.stage * r <= _depth(experiment)]
-        for micro, repeats in itertools.product((times * mesh.stage for times in _MICRO), turns):
-            if micro <= rows or micro == mesh.stage:
-                piped = dataclasses.replace(mesh, microbatches=micro, repeats=repeats)
-                yield iter((dataclasses.replace(whole, mesh=piped),))
+        for gather, times, repeats in itertools.product(_GATHER, _MICRO, turns):
+            micro = times * mesh.stage
+            piped = dataclasses.replace(mesh, microbatches=micro, repeats=repeats, gather=gather)
+            yield (
+                dataclasses.replace(remade, mesh=piped, train=dataclasses.replace(train, accumulation=accumulation))
+                for accumulation in _powers(max(1, rows // micro), max(1, rows))
+            )
 
 
 def _depth(experiment: Experiment) -> int:
@@ -196,6 +202,7 @@ def _text(experiment: Experiment, sizes: Mapping[str, int]) -> str:
     if experiment.train.accumulation > 1:
         words.append(f"accumulation {experiment.train.accumulation}")
     if sizes["stage"] > 1:
+        words.append(f"gathered by {experiment.mesh.gather}")
         words.append(f"micro-batches {experiment.mesh.microbatches}")
         if experiment.mesh.repeats > 1:
             words.append(f"repeats {experiment.mesh.repeats}")

@@ -70,6 +70,11 @@ def padded_layers(experiment: Experiment, mesh: Mapping[str, int]) -> int:
     return -(-depth // turns) * turns
 
 
+def ticks(experiment: Experiment, mesh: Mapping[str, int]) -> int:
+    """Of the pipeline, in each pass: every one works through one run of layers, some of them idly."""
+    return share(experiment, mesh).micro * experiment.mesh.repeats + mesh["stage"] - 1
+
+
 def traffic(experiment: Experiment, links: Links, width: int = 2) -> list[Collective]:
     """Every collective of a step; `width` is the bytes of a number in the compute dtype."""
     mesh = links.mesh
@@ -99,6 +104,7 @@ def traffic(experiment: Experiment, links: Links, width: int = 2) -> list[Collec
 
 def _weights(experiment: Experiment, mesh: Mapping[str, int], part: Share, collective, width: int):  # noqa: ANN001, ANN202
     """Gathered at use, in the compute dtype; gradients scattered back, and summed over copies of the weights."""
+    by_layer = experiment.mesh.gather == "layer"
     sums: dict[tuple[str, tuple[str, ...], tuple[str, ...]], float] = {}
     for group in groups(experiment.model, experiment.optim):
         if not group.matrices or group.looked_up:
@@ -112,14 +118,20 @@ def _weights(experiment: Experiment, mesh: Mapping[str, int], part: Share, colle
         key = (what, gathered, copies)
         sums[key] = sums.get(key, 0.0) + size
     for (what, gathered, copies), size in sums.items():
-        # Under remat the backward pass gathers again; a pipeline keeps its stage's weights for the whole step.
-        times = 2 if what == "weights" and experiment.model.remat != "none" else 1
         layers = 1 if what == "head" else experiment.model.num_layers
         each, count = width * size / layers, part.passes * layers
-        yield from collective(what, "all-gather", gathered, each, times * count, True)
-        yield from collective(f"gradients of {what}", "reduce-scatter", gathered, each, count, True)
         kept = each / ways(mesh, gathered)
         yield from collective(f"gradients of {what}, copies", "all-reduce", copies, kept, count, True)
+        # Under remat the backward pass gathers again; a pipeline keeps its stage's weights for the whole step, or not.
+        again = what == "weights" or (what == "weights of a stage" and by_layer)
+        times = 2 if again and experiment.model.remat != "none" else 1
+        if what == "weights of a stage" and by_layer:
+            gathered = tuple(a for a in gathered if a != "stage")
+            moved = each / ways(mesh, gathered)
+            yield from collective("weights to their stages and back", "all-to-all", ("stage",), moved, 2 * count)
+            count *= ticks(experiment, mesh) / experiment.mesh.repeats
+        yield from collective(what, "all-gather", gathered, each, times * count, True)
+        yield from collective(f"gradients of {what}", "reduce-scatter", gathered, each, count, True)
 
 
 def _tensor(experiment: Experiment, mesh: Mapping[str, int], part: Share, collective, width: int):  # noqa: ANN001, ANN202

@@ -125,20 +125,22 @@ def furthest(a: Any, b: Any) -> float:
     )
 
 
-def parse(text: str) -> MeshConfig:
-    """stage=2,tensor=4 as a mesh; data is 1 unless named."""
+def parse(text: str) -> tuple[MeshConfig, dict[str, Any]]:
+    """stage=2,tensor=4,remat=full as a mesh and what else the model gets; data is 1 unless named."""
     pairs = dict(part.split("=") for part in text.split(","))
-    words = {k: v if k == "attention" else float(v) if k == "exchange_room" else int(v) for k, v in pairs.items()}
-    return MeshConfig(**({"data": 1} | words))  # pyright: ignore[reportArgumentType]
+    remat = {"remat": pairs.pop("remat")} if "remat" in pairs else {}
+    kinds = {"attention": str, "gather": str, "exchange_room": float}
+    words = {k: kinds.get(k, int)(v) for k, v in pairs.items()}
+    return MeshConfig(**({"data": 1} | words)), remat  # pyright: ignore[reportArgumentType]
 
 
 def main() -> None:
     model = MODELS[sys.argv[1]]
     one = train(model, MeshConfig(data=1))
     for text in sys.argv[2:]:
-        mesh = parse(text)
+        mesh, remat = parse(text)
         alone = sum(getattr(mesh, axis) > 1 for axis in MESH_AXES) == 1
-        many = train(model, mesh, None if alone else one.first)
+        many = train(dataclasses.replace(model, **remat), mesh, None if alone else one.first)
         found = {"mesh": text, "losses": many.losses, "one": one.losses}
         if alone:
             found["first"] = furthest(many.first.params, one.first.params)
