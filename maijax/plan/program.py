@@ -64,8 +64,9 @@ def memory(made: Step, compiled: Any) -> dict[str, int]:
     """Bytes on one device: what goes in, exactly and as the compiler lays it out, and what the step takes besides."""
     found = compiled.memory_analysis()
     peak = found.peak_memory_in_bytes
-    if {device.platform for device in made.state.step.sharding.device_set} == {"cpu"} or not peak:
-        # There it leaves out the temporaries, which lie beside everything that goes in or comes out.
+    if {device.platform for device in made.state.step.sharding.device_set} != {"tpu"} or not peak:
+        # On a CPU it leaves out the temporaries, on a GPU it counts what lies in the host's memory too. Temporaries lie
+        # beside everything that goes in or comes out.
         peak = (
             found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
             + found.temp_size_in_bytes
