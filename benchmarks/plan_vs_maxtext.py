@@ -4,10 +4,10 @@
 
 PYTHON is that of an environment with maxtext[tpu]==0.2.5; ours needs ".[tpu-plan]". Same shape, layout (fsdp 64 x
 tensor 8), tokens, optimizer (AdamW, state in float32), compute in bfloat16, full rematerialisation; ours once with the
-layers' inputs kept on the device, as theirs are, and once in the host's memory ("offload"). One after the other, since
-each uses all cores; nothing is kept from an earlier run. "compute" is the compiler's estimated cycles of either program
-by the chip's clock, plus the attention kernel's time, which it does not estimate, by our model of it; no collective is
-in it.
+layers' inputs kept on the device, as theirs are, once so in two micro-batches, and once with them in the host's memory
+("offload"). One after the other, since each uses all cores; nothing is kept from an earlier run. "compute" is the
+compiler's estimated cycles of either program by the chip's clock, plus the attention kernel's time, which it does not
+estimate, by our model of it; no collective is in it.
 """
 
 from __future__ import annotations
@@ -20,17 +20,18 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from maijax import registry
 from maijax.cli.plan import Plan
-from maijax.config import AttentionConfig, Experiment, MeshConfig, ModelConfig
+from maijax.config import AttentionConfig, Experiment, MeshConfig, ModelConfig, Remat
 from maijax.plan import arithmetic, compiling, dump
 
 GiB = 2**30
 TOPOLOGY = "v5p:8x8x8"
 MESH = MeshConfig(data=1, fsdp=64, tensor=8)
-SIDES = ("maijax full", "maijax offload", "maxtext full")
+OURS: dict[str, tuple[Remat, int]] = {"full": ("full", 1), "full, 2 x": ("full", 2), "offload": ("offload", 1)}
+THEIRS = "maxtext full"
 
 # Their global_parameter_scale=512: eight times each of embedding, heads, mlp and layers of their default model.
 MAXTEXT_512B = ModelConfig(
@@ -54,10 +55,10 @@ CASES = {
 }
 
 
-def experiment(name: str, remat: Literal["full", "offload"] = "full") -> Experiment:
+def experiment(name: str, remat: Remat = "full", accumulation: int = 1) -> Experiment:
     case, base = CASES[name], registry.get("llama3_405b")
     model = dataclasses.replace(MAXTEXT_512B if name == "512b" else base.model, remat=remat)
-    train = dataclasses.replace(base.train, batch_size=case.batch_size, seq_len=case.seq_len)
+    train = dataclasses.replace(base.train, batch_size=case.batch_size, seq_len=case.seq_len, accumulation=accumulation)
     return dataclasses.replace(base, name=name, model=model, train=train, mesh=MESH)
 
 
@@ -101,22 +102,20 @@ def main() -> None:
     parser.add_argument("--maxtext", metavar="PYTHON", help="of an environment with maxtext[tpu]==0.2.5")
     parser.add_argument("--case", choices=sorted(CASES), action="append")
     args = parser.parse_args()
-    print("case  side            arguments  temporaries       peak  compile  compute")
+    print("case  side              arguments  temporaries       peak  compile  compute")
     for name in args.case or list(CASES):
-        for side in SIDES if args.maxtext else SIDES[:-1]:
-            if side == "maxtext full":
-                found = maxtext(name, args.maxtext)
-            else:
-                found = ours(experiment(name, "offload" if side.endswith("offload") else "full"))
+        for side in (*OURS, THEIRS) if args.maxtext else OURS:
+            found = maxtext(name, args.maxtext) if side == THEIRS else ours(experiment(name, *OURS[side]))
+            label = side if side == THEIRS else f"maijax {side}"
             if "peak" not in found:
-                print(f"{name:4}  {side:14}  {found.get('error', 'nothing')[:80]}", flush=True)
+                print(f"{name:4}  {label:16}  {found.get('error', 'nothing')[:80]}", flush=True)
                 continue
             sizes = [found[k] / GiB for k in ("arguments", "temporaries", "peak")]
             compute = f"{found['compute']:5.1f} s" if found["compute"] else "unknown"
-            print(f"{name:4}  {side:14}  {sizes[0]:5.2f} GiB    {sizes[1]:5.2f} GiB  {sizes[2]:5.2f} GiB  "
+            print(f"{name:4}  {label:16}  {sizes[0]:5.2f} GiB    {sizes[1]:5.2f} GiB  {sizes[2]:5.2f} GiB  "
                   f"{found['seconds']:5.0f} s  {compute}", flush=True)
         estimate = arithmetic.estimate(experiment(name), registry.topology(TOPOLOGY))
-        print(f"{name:4}  by arithmetic   peak {estimate.peak_bytes / GiB:.1f} GiB, {estimate.step_seconds:.1f} s a "
+        print(f"{name:4}  by arithmetic     peak {estimate.peak_bytes / GiB:.1f} GiB, {estimate.step_seconds:.1f} s a "
               f"step, {estimate.mfu:.0%} MFU", flush=True)
 
 
