@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import hashlib
 import json
 import re
 import sys
@@ -43,6 +44,11 @@ def diff(a: Experiment, b: Experiment) -> dict[str, tuple[Any, Any]]:
     paths = [path for path in left | right if path not in METADATA]
     pairs = {path: (left.get(path, ABSENT), right.get(path, ABSENT)) for path in paths}
     return {path: pair for path, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def fingerprint(values: Any) -> str:
+    """A short digest of JSON-able values."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -24,6 +24,7 @@ FLAGS = {
     "plan": "NAME --json --mesh --module --search --set --slices --topology",
     "run": "NAME --dry-run --mesh --module --name --runs-dir --set",
     "eval": "RUN --field --json --runs-dir --source",
+    "fit": "RUNS --bits --dry-run --html --json --ledger --module --params --predict --runs-dir --set",
     "generate": "RUN --max-tokens --num --prompt --runs-dir --seed --temperature --top-k --top-p",
 }
 

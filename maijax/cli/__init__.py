@@ -25,6 +25,7 @@ Language-model research in JAX: an experiment is a value, and every size goes th
   maijax generate phi_tiny --prompt "Once upon a time"
   maijax diff phi_tiny mai_500b            what differs between small and large, and why
   maijax plan mai_70b --topology v5p:8x8x8 compile it for a machine that is not here: memory, time, cost
+  maijax fit runs/ladder-*                 a scaling law of finished runs, and what it foretells
 """
 _CODES = "Exit codes: 0 done, 1 failed, 2 bad input, 75 stopped and saved (the same command goes on), 130 interrupted."
 _SETTINGS = """\
@@ -38,6 +39,15 @@ Values are set with --set PATH=VALUE, as often as you like; `maijax show NAME` p
 _KINDS = """\
 Each number says how it is known: exact (arithmetic on sizes), compiler (read from the compiled program), or
 model (a few constants fitted to published runs, see docs/plan.md). Compiles are kept in the cache folder.
+"""
+_FIT = """\
+RUNS are names or folders of runs, folders of runs, or .csv and .json files of points (columns params, tokens, loss).
+The law is the fullest that they can tell; budgets run at 4 sizes or more get IsoFLOP parabolas as well.
+
+  maijax fit runs/ladder-*                              coefficients with their intervals, and each run's miss
+  maijax fit runs/ladder-* --predict phi_tiny           keep a prediction in the runs folder's ledger.jsonl
+  maijax run phi_tiny && maijax fit --ledger            make the run, and score what was foretold
+  maijax fit published.csv --json --html fit.html       points of your own, for programs and as a page
 """
 
 
@@ -69,6 +79,7 @@ def parser() -> argparse.ArgumentParser:
 
     _reading_verbs(verb)
     _running_verbs(verb)
+    _fit(verb)
     return top
 
 
@@ -121,7 +132,26 @@ def _running_verbs(verb) -> None:
     generates.add_argument("--seed", type=int, default=0, metavar="N", help="the same seed, the same text (default: 0)")
     generates.add_argument("--num", type=_above_zero, default=1, metavar="N", help="so many texts (default: 1)")
     for one in (runs, evals, generates):
-        one.add_argument("--runs-dir", default="runs", metavar="DIR", help="where runs are kept (default: ./runs)")
+        _runs_dir(one)
+
+
+def _fit(verb) -> None:
+    fits = verb("fit", "fit:fit", "fit a scaling law to runs, foretell a run's loss, score what was foretold",
+                _FIT + "\n" + _SETTINGS)
+    fits.add_argument("runs", nargs="*", metavar="RUNS", help="runs, folders of runs, or files of points")
+    fits.add_argument("--params", choices=("active", "total", "matmul", "non-embedding"), default="active",
+                      help="which parameters N counts; the exponents depend on it (default: active)")
+    fits.add_argument("--bits", action="store_true",
+                      help="fit bits per byte, which may be compared over tokenizers; default: nats per token")
+    fits.add_argument("--predict", dest="name", metavar="NAME", help="an experiment not yet run; keeps what is foretold")
+    fits.add_argument("--set", action="append", default=[], metavar="PATH=VALUE",
+                      help="change a value of it; repeatable")
+    fits.add_argument("--ledger", action="store_true", help="print what was foretold, and what came of it")
+    fits.add_argument("--dry-run", action="store_true", help="foretell, and keep nothing")
+    fits.add_argument("--html", metavar="FILE", help="write a page with pictures, which needs no network")
+    _runs_dir(fits)
+    _module(fits)
+    _json(fits)
 
 
 def _experiment(one: argparse.ArgumentParser, *, optional: bool = False) -> None:
@@ -135,6 +165,10 @@ def _topology(one: argparse.ArgumentParser, *, required: bool) -> None:
     one.add_argument("--topology", required=required, metavar="T",
                      help="chips and their shape: v5p:8x8x8, h100:64x8 (64 nodes of 8); see configs/chips.py")
     one.add_argument("--slices", type=_above_zero, default=1, metavar="N", help="so many TPU slices (default: 1)")
+
+
+def _runs_dir(one: argparse.ArgumentParser) -> None:
+    one.add_argument("--runs-dir", default="runs", metavar="DIR", help="where runs are kept (default: ./runs)")
 
 
 def _module(one: argparse.ArgumentParser) -> None:

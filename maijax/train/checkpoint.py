@@ -8,8 +8,6 @@ carries a digest per array, is checked when it is read, and a step that fails is
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import shutil
 import sys
 from pathlib import Path
@@ -31,15 +29,10 @@ class Meta:
     """What is needed beside the arrays to go on as if nothing had happened."""
 
     step: int
-    identity: str  # of the experiment, see `fingerprint`
+    identity: str  # of the experiment, see `plain.fingerprint`
     data: dict[str, Any]  # identity of the stream of tokens, see `data.pipeline`
     token_hash: str  # rolled over all tokens consumed so far
     seconds: float  # spent training so far
-
-
-def fingerprint(values: Any) -> str:
-    """A short digest of JSON-able values."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 @jax.jit

@@ -20,7 +20,7 @@ from maijax.parallel import together
 from maijax.parallel.mesh import make_mesh
 from maijax.parallel.sharding import Layout
 from maijax.train import environment, metrics, report, rundir, state
-from maijax.train.checkpoint import Checkpoints, Meta, fingerprint
+from maijax.train.checkpoint import Checkpoints, Meta
 from maijax.train.evaluate import Evaluation
 from maijax.train.interrupt import Interrupt
 from maijax.train.metrics import MetricLog
@@ -74,7 +74,7 @@ def run(experiment: Experiment, folder: Path, *, cache: Path, record: dict[str, 
 
         # 3. State: this run's newest sound checkpoint, else from the seed.
         tx = skip.wrap(optim.build(experiment.optim, model, train.steps), experiment.optim)
-        identity = fingerprint(rundir.identity(experiment))
+        identity = plain.fingerprint(rundir.identity(experiment))
         target = state.abstract(model, tx, layout)
         restored = checkpoints.restore(target, identity=identity, data=data.identity)
         if restored is None:
@@ -112,8 +112,8 @@ def run(experiment: Experiment, folder: Path, *, cache: Path, record: dict[str, 
 def agree(experiment: Experiment, folder: Path, data: pipeline.Data) -> None:
     """Raises UserError if this process was started with another experiment, folder or text than process 0."""
     here = {"command": plain.to_plain(experiment) | {"run": folder.name}, "text": data.identity}
-    for what, there in together.from_first(lambda: {k: fingerprint(v) for k, v in here.items()}).items():
-        if fingerprint(here[what]) != there:
+    for what, there in together.from_first(lambda: {k: plain.fingerprint(v) for k, v in here.items()}).items():
+        if plain.fingerprint(here[what]) != there:
             raise UserError(
                 f"process {jax.process_index()} was started with another {what} than process 0; start all with the same"
             )

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from maijax import optim
+from maijax import optim, plain
 from maijax.config import Experiment
 from maijax.data import tokenizer
 from maijax.errors import UserError
@@ -16,7 +16,7 @@ from maijax.models import decoder
 from maijax.parallel.mesh import make_mesh
 from maijax.parallel.sharding import Layout
 from maijax.train import rundir, state
-from maijax.train.checkpoint import Checkpoints, fingerprint
+from maijax.train.checkpoint import Checkpoints
 from maijax.train.loop import TOKENIZER
 
 
@@ -34,7 +34,7 @@ class Trained(NamedTuple):
 def open_run(folder: Path) -> Trained:
     """The run's newest sound checkpoint; raises UserError if it has none yet, changes nothing."""
     experiment = rundir.load(folder)
-    identity = fingerprint(rundir.identity(experiment))
+    identity = plain.fingerprint(rundir.identity(experiment))
     # The weights were trained in the format that the file names; here they may be used in this machine's.
     usable = dataclasses.replace(
         experiment.model, dtype="auto" if jax.default_backend() == "cpu" else experiment.model.dtype, layers="auto"

@@ -1,0 +1,222 @@
+"""The verb that fits scaling laws, keeps predictions and scores them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from maijax.cli import choose
+from maijax.cli.table import count, fit as fitted, paragraph, rows
+from maijax.errors import UserError
+
+if TYPE_CHECKING:
+    from maijax.compare import fits, isoflop, ledger, points
+
+SHOWN = 16  # runs in the table; of more, those that miss most
+_STANDS = {"open": "not run yet", "inside": "inside", "outside": "outside", "too late": "no prediction: run had begun"}
+
+
+def fit(args: argparse.Namespace) -> int:
+    """Prints a fit, or the ledger; writes a prediction or a page where asked to."""
+    _check(args)
+    if args.ledger:
+        return scored(args)
+    from maijax.compare import fits, isoflop, ledger, points
+
+    measure = "bits_per_byte" if args.bits else "loss"
+    found = points.gather(args.runs, runs_dir=args.runs_dir, count=args.params, measure=measure)
+    law = fits.fit(found.points)
+    budgets = isoflop.fit(found.points)
+    entry = file = None
+    if args.name:
+        experiment, _ = choose.experiment(args)
+        place = points.of_experiment(experiment, name=experiment.name, count=args.params)
+        entry = ledger.foretell(
+            law, place, settings=args.set, measure=measure, count=args.params, runs_dir=args.runs_dir
+        )
+        file = None if args.dry_run else ledger.write(args.runs_dir, entry)
+    if args.html:
+        from maijax.compare import fit_page
+
+        fit_page.write(Path(args.html), fit=law, budgets=budgets, entry=entry, unit=points.MEASURES[measure],
+                       counted=args.params)
+    if args.json:
+        print(json.dumps(plainly(found, law, budgets, entry, args), indent=1, allow_nan=False))
+        return 0
+    tell(found, law, budgets, args)
+    if entry is not None:
+        tell_entry(entry, file)
+    if args.html:
+        print(f"\npage: {args.html}")
+    return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    if args.ledger:
+        if args.runs or args.name or args.html:
+            raise UserError("--ledger only reads what was foretold; leave RUNS, --predict and --html out")
+    elif not args.runs:
+        raise UserError("no RUNS to fit; give names or folders of runs, or a .csv or .json of points (see maijax fit --help)")
+    if not args.name:
+        for flag, value in (("--set", args.set), ("--dry-run", args.dry_run)):
+            if value:
+                raise UserError(f"{flag} changes what --predict does; add --predict NAME, or leave it out")
+
+
+def tell(found: points.Points, law: fits.Fit, budgets: isoflop.IsoFlop | None, args: argparse.Namespace) -> None:
+    """Prints what was fitted, coefficients, the best split, budgets, and what each run missed the law by."""
+    from maijax.compare import points
+
+    unit = points.MEASURES["bits_per_byte" if args.bits else "loss"]
+    print(f"{len(law.points)} points, held-out {unit}, N of {args.params} parameters")
+    paragraph(f"{law.form.text}: {law.form.why}")
+    if found.left_out:
+        reasons: dict[str, list[str]] = {}
+        for name, why in found.left_out:
+            reasons.setdefault(why, []).append(name)
+        for why, names in reasons.items():
+            more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+            paragraph(f"left out, {why}: {', '.join(names[:4])}{more}")
+    table = [("", "value", f"{_level():.0%} of resamples")]
+    table += [(f"  {name}", _number(e.value), _range(e)) for name, e in law.coefficients().items()]
+    if (split := law.best_split()) is not None:
+        factor, power = split
+        largest = max(p.flops for p in law.points)
+        params = law.best_params(largest)
+        table += [
+            ("  N_opt = k C^p at C = 6 N D: k", _number(factor.value), _range(factor)),
+            ("    p", _number(power.value), _range(power)),
+            (f"  N_opt at the largest C here, {largest:.3g}", count(params.value), _range(params, count)),
+        ]
+    print()
+    rows(table, widths=fitted(table, most=(46, 14)))
+    if budgets is not None:
+        _tell_budgets(budgets)
+    _tell_runs(law)
+
+
+def _tell_budgets(budgets: isoflop.IsoFlop) -> None:
+    table = [("IsoFLOP budget", "sizes", "N_opt", "", "D_opt", "loss at it")]
+    table += [
+        (f"  {b.flops:.3g}", str(len({p.params for p in b.points})), count(b.params.value), _range(b.params, count),
+         count(b.tokens.value), f"{b.loss.value:.4f}  {_range(b.loss)}") for b in budgets.budgets
+    ]
+    print()
+    rows(table, widths=fitted(table, most=(16, 6, 8, 22, 8)))
+    for flops, why in budgets.left_out:
+        paragraph(f"{flops:.3g} FLOPs: {why}")
+    for name, law in (("N_opt", budgets.params), ("D_opt", budgets.tokens)):
+        if law is not None:
+            paragraph(f"{name} = {_number(law.factor.value)} C^{law.power.value:.4g}, exponent {_range(law.power)}, "
+                      f"factor {_range(law.factor)}")
+
+
+def _tell_runs(law: fits.Fit) -> None:
+    missed = sorted(zip(law.points, law.residuals, strict=True), key=lambda pair: -abs(pair[1]))
+    shown = sorted(missed[:SHOWN], key=lambda pair: pair[0].flops)
+    head = "point" if len(missed) <= SHOWN else f"the {SHOWN} that miss most"
+    table = [(head, "N", "D", "C", "held out", "miss")]
+    table += [(f"  {p.name}", count(p.params), count(p.tokens), f"{p.flops:.3g}", f"{p.loss:.4f}",
+               f"{math.expm1(r):+.2%}") for p, r in shown]
+    print()
+    rows(table, widths=fitted(table, most=(48, 8, 8, 9, 9)))
+
+
+def tell_entry(entry: ledger.Entry, file: Path | None) -> None:
+    print()
+    said = " ".join([entry.name, *entry.settings])
+    paragraph(f"{said}: foretold {entry.predicted:.4f}, {entry.low:.4f} to {entry.high:.4f} for {entry.level:.0%} of "
+              f"single runs ({count(entry.params)} parameters, {count(entry.tokens)} tokens)")
+    if entry.begun:
+        paragraph(f"no prediction: {entry.begun} is a run of this configuration and had begun; it is kept as such")
+    paragraph(f"kept in {file}; `maijax fit --ledger` scores it" if file else "nothing was written")
+
+
+def scored(args: argparse.Namespace) -> int:
+    """Prints every prediction beside what came of it."""
+    from maijax.compare import ledger
+
+    found = ledger.scores(args.runs_dir)
+    if args.json:
+        lines = [_entry(s.entry) | {"standing": s.standing, "run": s.run, "measured": s.measured, "miss": s.miss}
+                 for s in found]
+        print(json.dumps(lines, indent=1, allow_nan=False))
+        return 0
+    if not found:
+        raise UserError(f"{Path(args.runs_dir) / ledger.FILE} holds no prediction; make one with "
+                        "`maijax fit RUNS --predict NAME`")
+    table = [("foretold", "experiment", "loss", "interval", "measured", "miss", "")]
+    for score in found:
+        entry = score.entry
+        measured = "" if score.measured is None else f"{score.measured:.4f}"
+        miss = "" if score.miss is None else f"{score.miss:+.2%}"
+        bits = " bits" if entry.measure == "bits_per_byte" else ""
+        table.append((
+            entry.at[:10] + " " + entry.at[11:16], " ".join([entry.name, *entry.settings]),
+            f"{entry.predicted:.4f}{bits}", f"{entry.low:.4f} to {entry.high:.4f}", measured, miss,
+            _STANDS[score.standing],
+        ))
+    rows(table, widths=fitted(table, most=(16, 22, 11, 18, 8, 7)))
+    settled = [s for s in found if s.standing in ("inside", "outside")]
+    if settled:
+        inside = sum(s.standing == "inside" for s in settled)
+        print(f"\n{inside} of {len(settled)} predictions inside their interval, which asks for {_level():.0%}")
+    return 0
+
+
+def plainly(
+    found: points.Points, law: fits.Fit, budgets: isoflop.IsoFlop | None, entry: ledger.Entry | None,
+    args: argparse.Namespace,
+) -> dict[str, Any]:
+    """All of a fit, for programs."""
+    split = law.best_split()
+    return {
+        "form": law.form.text, "variables": law.form.variables, "why": law.form.why, "params": args.params,
+        "measure": "bits_per_byte" if args.bits else "loss", "level": _level(), "resamples": len(law.draws),
+        "coefficients": {k: _estimate(v) for k, v in law.coefficients().items()},
+        "best_params": None if split is None else {"factor": _estimate(split[0]), "power": _estimate(split[1])},
+        "points": [
+            {"name": p.name, "params": p.params, "tokens": p.tokens, "flops": p.flops, "loss": p.loss,
+             "miss": math.expm1(r)} for p, r in zip(law.points, law.residuals, strict=True)
+        ],
+        "left_out": [{"name": name, "why": why} for name, why in found.left_out],
+        "isoflop": None if budgets is None else {
+            "budgets": [{"flops": b.flops, "params": _estimate(b.params), "tokens": _estimate(b.tokens),
+                         "loss": _estimate(b.loss), "points": [p.name for p in b.points]} for b in budgets.budgets],
+            "left_out": [{"flops": flops, "why": why} for flops, why in budgets.left_out],
+        } | {
+            name: None if power is None else {"factor": _estimate(power.factor), "power": _estimate(power.power)}
+            for name, power in (("params", budgets.params), ("tokens", budgets.tokens))
+        },
+        "prediction": None if entry is None else _entry(entry),
+    }
+
+
+def _entry(entry: ledger.Entry) -> dict[str, Any]:
+    from maijax import plain
+
+    return plain.to_plain(entry)
+
+
+def _estimate(estimate: fits.Estimate) -> dict[str, float | None]:
+    return {k: v if math.isfinite(v) else None for k, v in estimate._asdict().items()}
+
+
+def _level() -> float:
+    from maijax.compare import fits
+
+    return fits.LEVEL
+
+
+def _range(estimate: fits.Estimate, shown=None) -> str:
+    shown = shown or _number
+    return f"{shown(estimate.low)} to {shown(estimate.high)}"
+
+
+def _number(value: float) -> str:
+    """Four digits; what is next to nothing beside any loss is 0."""
+    return "0" if value < 1e-9 else f"{value:.4g}"

@@ -1,0 +1,1 @@
+"""Small beside large: scaling fits, predictions that are kept and scored, comparisons."""

@@ -1,0 +1,164 @@
+"""Predictions kept in a file before the run, and scored after it.
+
+The file is only appended to: a bad prediction stays. A prediction counts as one only if no run of its configuration had
+begun when it was made, which is looked at twice: when it is written, and by the dates when it is scored.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import errno
+import fcntl
+import json
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from maijax import plain
+from maijax.compare.fits import LEVEL, Estimate, Fit
+from maijax.compare.points import Point, digest, last_evaluation
+from maijax.errors import UserError
+from maijax.train import rundir
+
+FILE = "ledger.jsonl"
+
+Standing = Literal["open", "inside", "outside", "too late"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One prediction, as a line of the ledger."""
+
+    at: str  # UTC, ISO 8601
+    name: str  # of the experiment
+    settings: tuple[str, ...]  # --set
+    digest: str  # of the configuration
+    begun: str  # the run of this configuration that had begun already, which makes it no prediction; or empty
+    measure: str  # "loss" in nats per token, or "bits_per_byte"
+    count: str  # what N counts
+    params: float
+    tokens: float
+    flops: float
+    predicted: float
+    low: float
+    high: float
+    level: float
+    law: str
+    coefficients: dict[str, float | None]  # None: beyond any number, where a term tells nothing
+    points: tuple[dict[str, Any], ...]  # that it was fitted to
+
+
+class Score(NamedTuple):
+    """A prediction beside what came of it; without a finished run, measured is None."""
+
+    entry: Entry
+    standing: Standing
+    run: str
+    measured: float | None
+
+    @property
+    def miss(self) -> float | None:
+        """Measured over predicted, less 1."""
+        return None if self.measured is None else self.measured / self.entry.predicted - 1
+
+
+def foretell(
+    fit: Fit, place: Point, *, settings: Sequence[str], measure: str, count: str, runs_dir: str | Path
+) -> Entry:
+    """The entry for an experiment; raises UserError if it is one of the points, or the law cannot speak of it."""
+    if same := [p.name for p in fit.points if p.digest == place.digest]:
+        raise UserError(f"{place.name} is the configuration of {same[0]}, one of the points; fit the others to foretell it")
+    told: Estimate = fit.predict(place)
+    begun = next((folder.name for folder in runs_of(runs_dir).get(place.digest, []) if rundir.begun(folder)), "")
+    return Entry(
+        at=_now(), name=place.name, settings=tuple(settings), digest=place.digest, begun=begun, measure=measure,
+        count=count, params=place.params, tokens=place.tokens, flops=place.flops, predicted=told.value, low=told.low,
+        high=told.high, level=LEVEL, law=fit.form.text,
+        coefficients={k: v.value if math.isfinite(v.value) else None for k, v in fit.coefficients().items()},
+        points=tuple(dataclasses.asdict(p) for p in fit.points),
+    )
+
+
+def write(runs_dir: str | Path, entry: Entry) -> Path:
+    """Appends an entry: the whole line on disk, or none of it, whoever else writes; returns the file."""
+    file = Path(runs_dir) / FILE
+    file.parent.mkdir(parents=True, exist_ok=True)
+    line = json.dumps(plain.to_plain(entry), allow_nan=False).encode() + b"\n"
+    with open(file, "ab+", buffering=0) as out:
+        fcntl.flock(out, fcntl.LOCK_EX)
+        end = out.seek(0, os.SEEK_END)
+        if end:
+            out.seek(end - 1)
+            line = line if out.read(1) == b"\n" else b"\n" + line  # what a crash left torn stays a line of its own
+        try:
+            if out.write(line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
+            os.fsync(out.fileno())
+        except OSError:
+            os.ftruncate(out.fileno(), end)
+            raise
+    return file
+
+
+def read(runs_dir: str | Path) -> list[Entry]:
+    """All entries, oldest first; a torn line is passed over. A missing file has none."""
+    file = Path(runs_dir) / FILE
+    try:
+        lines = file.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return []
+    found = []
+    for line in lines:
+        try:
+            record = json.loads(line)
+            found.append(Entry(**record | {k: tuple(record[k]) for k in ("settings", "points")}))
+        except (ValueError, TypeError, KeyError):
+            continue
+    return found
+
+
+def scores(runs_dir: str | Path) -> list[Score]:
+    """Every entry beside the finished runs of its configuration, those in folders of runs included."""
+    runs = runs_of(runs_dir)
+    return [_score(entry, runs.get(entry.digest, [])) for entry in read(runs_dir)]
+
+
+def runs_of(runs_dir: str | Path) -> dict[str, list[Path]]:
+    """Run folders by the digest of their configuration; what cannot be read is none."""
+    found: dict[str, list[Path]] = {}
+    root = Path(runs_dir)
+    for file in sorted([*root.glob("*/experiment.json"), *root.glob("*/*/experiment.json")]):
+        try:
+            found.setdefault(digest(rundir.load(file.parent)), []).append(file.parent)
+        except UserError:
+            continue
+    return found
+
+
+def _score(entry: Entry, folders: Sequence[Path]) -> Score:
+    late = bool(entry.begun)
+    for folder in folders:
+        last = last_evaluation(folder)
+        if last is None or not isinstance(measured := last.get(entry.measure), int | float):
+            continue
+        late = late or _started(folder) <= datetime.datetime.fromisoformat(entry.at)
+        inside = entry.low <= measured <= entry.high
+        return Score(entry, "too late" if late else "inside" if inside else "outside", folder.name, float(measured))
+    return Score(entry, "too late" if late else "open", entry.begun, None)
+
+
+def _started(folder: Path) -> datetime.datetime:
+    """When a run began: as it says itself, else by its first file. A second is the finest that it says."""
+    try:
+        started = plain.parse_json((folder / "environment.json").read_text())["started"]
+        return datetime.datetime.fromisoformat(started)
+    except (OSError, ValueError, KeyError, TypeError):
+        written = math.floor((folder / "experiment.json").stat().st_mtime)
+        return datetime.datetime.fromtimestamp(written, datetime.UTC)
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
