@@ -143,7 +143,7 @@ def _fit(verb) -> None:
                       help="which parameters N counts; the exponents depend on it (default: active)")
     fits.add_argument("--bits", action="store_true",
                       help="fit bits per byte, which may be compared over tokenizers; default: nats per token")
-    fits.add_argument("--predict", dest="name", metavar="NAME", help="an experiment not yet run; keeps what is foretold")
+    fits.add_argument("--predict", dest="name", metavar="NAME", help="foretell an experiment's loss, and keep it")
     fits.add_argument("--set", action="append", default=[], metavar="PATH=VALUE",
                       help="change a value of it; repeatable")
     fits.add_argument("--ledger", action="store_true", help="print what was foretold, and what came of it")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maijax.cli import choose
-from maijax.cli.table import count, fit as fitted, paragraph, rows
+from maijax.cli.table import count, paragraph, rows
+from maijax.cli.table import fit as fitted
 from maijax.errors import UserError
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def _check(args: argparse.Namespace) -> None:
         if args.runs or args.name or args.html:
             raise UserError("--ledger only reads what was foretold; leave RUNS, --predict and --html out")
     elif not args.runs:
-        raise UserError("no RUNS to fit; give names or folders of runs, or a .csv or .json of points (see maijax fit --help)")
+        raise UserError("no RUNS to fit; give names or folders of runs, or files of points (see maijax fit --help)")
     if not args.name:
         for flag, value in (("--set", args.set), ("--dry-run", args.dry_run)):
             if value:

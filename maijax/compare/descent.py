@@ -1,11 +1,12 @@
 """Many small robust fits at once: minimise the Huber loss of log-sum-exp laws, vectorised over fits and starts.
 
-Unknowns of a fit are theta = [e, a_1.., w_1..]: log L = log(exp(e) + sum_k exp(a_k - exp(w_k) z_k)), z_k the centred log
-of a variable, which keeps its factor and exponent apart; every term and exponent is above 0. Source: Hoffmann et al.,
-arXiv 2203.15556, section 3.3 and appendix D.2. With five unknowns there is no need for limited memory: each fit keeps its
-whole inverse Hessian (BFGS), with the line search of Lewis and Overton (2013) for losses with kinks, which Huber's nearly
-is. All fits step together, so a thousand of them are a few hundred calls of numpy. Letters: R fits, P unknowns, K
-variables, n points.
+Unknowns of a fit are theta = [e, a_1.., w_1..]: log L = log(exp(e) + sum_k exp(a_k - exp(w_k) z_k)), z_k the centred
+log of a variable, which keeps its factor and exponent apart; every term and exponent is above 0. Source: Hoffmann et
+al., arXiv 2203.15556, section 3.3 and appendix D.2. Five unknowns need no limited memory: each fit keeps its whole
+inverse Hessian (BFGS), with the line search of Lewis and Overton (2013) for losses with kinks, which Huber's nearly is.
+All fits step together, so a thousand of them are a few hundred calls of numpy.
+
+Letters: R fits, P unknowns, K variables, n points.
 """
 
 from __future__ import annotations

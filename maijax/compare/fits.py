@@ -70,7 +70,8 @@ class Fit:
     def best_split(self) -> tuple[Estimate, Estimate] | None:
         """(k, p) of N_opt = k C^p, at C = 6 N D; None unless the law has both variables.
 
-        Source: Hoffmann et al., equation 4: p = beta / (alpha + beta), k = (alpha A / beta B)^(1 / (alpha + beta)) / 6^p.
+        p = beta / (alpha + beta), k = (alpha A / beta B)^(1 / (alpha + beta)) / 6^p.
+        Source: Hoffmann et al., arXiv 2203.15556, equation 4.
         """
         if len(self.form.variables) != 2:
             return None

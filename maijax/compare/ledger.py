@@ -70,7 +70,7 @@ def foretell(
 ) -> Entry:
     """The entry for an experiment; raises UserError if it is one of the points, or the law cannot speak of it."""
     if same := [p.name for p in fit.points if p.digest == place.digest]:
-        raise UserError(f"{place.name} is the configuration of {same[0]}, one of the points; fit the others to foretell it")
+        raise UserError(f"{place.name} is one of the points, {same[0]}; leave that out of RUNS to foretell it")
     told: Estimate = fit.predict(place)
     begun = next((folder.name for folder in runs_of(runs_dir).get(place.digest, []) if rundir.begun(folder)), "")
     return Entry(

@@ -152,7 +152,7 @@ def _comparable(values: Mapping[Path, Experiment], measure: str) -> None:
             text = any(k.startswith(_TEXT) for k in changed)
             way = "fit those of one text" if text else "fit bits per byte with --bits"
             raise UserError(
-                f"{first[0]} and {folder.name} differ in {', '.join(changed)}, so their losses cannot be compared; {way}"
+                f"{first[0]} and {folder.name} differ in {', '.join(changed)}: their losses cannot be compared; {way}"
             )
 
 
