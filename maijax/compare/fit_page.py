@@ -148,9 +148,9 @@ def _best_sizes(fit: Fit, budgets: IsoFlop) -> Picture:
 def _foretold(entry: Entry | None) -> str:
     if entry is None:
         return ""
-    late = f" No prediction: {entry.begun} had begun." if entry.begun else ""
+    late = f"; no prediction: {entry.begun} had begun" if entry.begun else ""
     cells = [
-        ("foretold", f"{entry.predicted:.4f}", " ".join([entry.name, *entry.settings]) + "." + late),
+        ("foretold", f"{entry.predicted:.4f}", " ".join([entry.name, *entry.settings]) + late),
         ("interval", f"{entry.low:.4f} to {entry.high:.4f}", f"{entry.level:.0%} of single runs"),
     ]
     return '<dl class="facts">' + "".join(

@@ -14,7 +14,7 @@ from maijax.compare.fits import RESAMPLES, Estimate, deal, interval
 from maijax.compare.laws import column
 from maijax.compare.points import Point
 
-ONE_BUDGET = 1.1  # the FLOPs of neighbours within one budget differ by less than this factor
+ONE_BUDGET = 1.15  # largest over smallest FLOPs of what counts as one budget
 _SIZES = 4  # of a budget: one more than a parabola has coefficients
 _SPREAD = 2.0  # largest over smallest of a budget's sizes
 
@@ -95,7 +95,7 @@ def grouped(points: Sequence[Point]) -> list[list[Point]]:
     """Points by budget, smallest first."""
     groups: list[list[Point]] = []
     for point in sorted(points, key=lambda p: (p.flops, p.params)):
-        if groups and point.flops <= ONE_BUDGET * groups[-1][-1].flops:
+        if groups and point.flops <= ONE_BUDGET * groups[-1][0].flops:
             groups[-1].append(point)
         else:
             groups.append([point])

@@ -117,7 +117,7 @@ class _Axis:
         return [t for t in several if self.low <= math.log10(t) <= self.high]
 
     def _round(self) -> list[float]:
-        raw = (self.high - self.low) / 4
+        raw = (self.high - self.low) / 5
         size = 10.0 ** math.floor(math.log10(raw))
         gap = next(m * size for m in (1, 2, 2.5, 5, 10) if m * size >= raw * 0.999)
         return [i * gap for i in range(math.ceil(self.low / gap), math.floor(self.high / gap) + 1)]
@@ -129,7 +129,7 @@ def _short(tick: float) -> str:
         return f"{tick:g}"
     if tick >= 1e13 or tick < 1e-3:
         return f"{tick:.0e}".replace("e+", "e").replace("e-0", "e-")
-    return number(tick, [tick, 2 * tick])
+    return number(tick)
 
 
 def _stroke(colour: str, points: Sequence[tuple[float, float]], dashed: bool = False) -> str:
