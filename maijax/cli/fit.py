@@ -34,6 +34,7 @@ def fit(args: argparse.Namespace) -> int:
     entry = file = None
     if args.name:
         experiment, _ = choose.experiment(args)
+        points.comparable(found.run, experiment.name, experiment, measure)
         place = points.of_experiment(experiment, name=experiment.name, count=args.params)
         entry = ledger.foretell(
             law, place, settings=args.set, measure=measure, count=args.params, runs_dir=args.runs_dir
@@ -45,7 +46,8 @@ def fit(args: argparse.Namespace) -> int:
         fit_page.write(Path(args.html), fit=law, budgets=budgets, entry=entry, unit=points.MEASURES[measure],
                        counted=args.params)
     if args.json:
-        print(json.dumps(plainly(found, law, budgets, entry, args), indent=1, allow_nan=False))
+        kept = {"ledger": None if file is None else str(file)}
+        print(json.dumps(plainly(found, law, budgets, entry, args) | kept, indent=1, allow_nan=False))
         return 0
     tell(found, law, budgets, args)
     if entry is not None:

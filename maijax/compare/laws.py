@@ -62,7 +62,7 @@ def choose(points: Sequence[Point]) -> Form:
     varies = {v: _varies(points, v) for v in ("params", "tokens")}
     if not any(varies.values()):
         raise UserError(
-            f"{len(points)} points of one size and one length, {points[0].params:.4g} parameters and "
+            f"{len(points)} point{'s' * (len(points) > 1)} of one size and one length, {points[0].params:.4g} parameters and "
             f"{points[0].tokens:.4g} tokens: a law needs runs of {_SIZES} sizes, or of {_SIZES} lengths"
         )
     if all(varies.values()):

@@ -139,12 +139,12 @@ def runs_of(runs_dir: str | Path) -> dict[str, list[Path]]:
 
 
 def _score(entry: Entry, folders: Sequence[Path]) -> Score:
-    late = bool(entry.begun)
+    said = datetime.datetime.fromisoformat(entry.at)
+    late = bool(entry.begun) or any(rundir.begun(folder) and _started(folder) <= said for folder in folders)
     for folder in folders:
         last = last_evaluation(folder)
         if last is None or not isinstance(measured := last.get(entry.measure), int | float):
             continue
-        late = late or _started(folder) <= datetime.datetime.fromisoformat(entry.at)
         inside = entry.low <= measured <= entry.high
         return Score(entry, "too late" if late else "inside" if inside else "outside", folder.name, float(measured))
     return Score(entry, "too late" if late else "open", entry.begun, None)

@@ -50,6 +50,7 @@ class Points:
 
     points: tuple[Point, ...]
     left_out: tuple[tuple[str, str], ...] = ()
+    run: tuple[str, Experiment] | None = None  # one of the runs, by whose text others are compared; None: files only
 
 
 def digest(experiment: Experiment) -> str:
@@ -82,11 +83,13 @@ def gather(
                 continue
             values[folder] = experiment
             found.append(of_experiment(experiment, name=folder.name, count=count, loss=last[measure]))
-    _comparable(values, measure)
+    run = next(((folder.name, experiment) for folder, experiment in values.items()), None)
+    for folder, experiment in values.items():
+        comparable(run, folder.name, experiment, measure)
     best, beaten = _best(found, list(values.values()))
     if not best:
         raise UserError(f"no finished run among {', '.join(runs)}; `maijax run NAME` makes one")
-    return Points(points=tuple(best), left_out=(*left_out, *beaten))
+    return Points(points=tuple(best), left_out=(*left_out, *beaten), run=run)
 
 
 def of_experiment(experiment: Experiment, *, name: str, count: str, loss: float = math.nan) -> Point:
@@ -95,6 +98,18 @@ def of_experiment(experiment: Experiment, *, name: str, count: str, loss: float 
         name=name, params=float(COUNTS[count](experiment.model)), tokens=float(experiment.tokens),
         flops=scaling.train_flops(experiment), loss=float(loss), digest=digest(experiment),
     )
+
+
+def comparable(run: tuple[str, Experiment] | None, name: str, experiment: Experiment, measure: str) -> None:
+    """Raises UserError if an experiment's loss is of another text than a run's, or of other pieces of it."""
+    if run is None:
+        return
+    paths = _TEXT if measure == "bits_per_byte" else (*_TEXT, *_PIECES)
+    there, here = ({k: v for k, v in plain.flatten(e).items() if k.startswith(paths)} for e in (run[1], experiment))
+    if changed := sorted(k for k in there.keys() | here.keys() if there.get(k) != here.get(k)):
+        text = any(k.startswith(_TEXT) for k in changed)
+        way = "take those of one text" if text else "take bits per byte, with --bits"
+        raise UserError(f"{run[0]} and {name} differ in {', '.join(changed)}: their losses cannot be compared; {way}")
 
 
 def last_evaluation(folder: Path) -> Mapping[str, Any] | None:
@@ -139,21 +154,6 @@ def _folders(runs_dir: str | Path, run: str) -> list[Path]:
     if inside and not (Path(run) / "experiment.json").is_file():
         return [folder.resolve() for folder in inside]
     return [rundir.find(runs_dir, run).resolve()]
-
-
-def _comparable(values: Mapping[Path, Experiment], measure: str) -> None:
-    """Raises UserError if the losses are of different texts, or of different pieces of them."""
-    paths = _TEXT if measure == "bits_per_byte" else (*_TEXT, *_PIECES)
-    first: tuple[str, dict[str, Any]] | None = None
-    for folder, experiment in values.items():
-        flat = {k: v for k, v in plain.flatten(experiment).items() if k.startswith(paths)}
-        first = first or (folder.name, flat)
-        if changed := sorted(k for k in first[1].keys() | flat.keys() if first[1].get(k) != flat.get(k)):
-            text = any(k.startswith(_TEXT) for k in changed)
-            way = "fit those of one text" if text else "fit bits per byte with --bits"
-            raise UserError(
-                f"{first[0]} and {folder.name} differ in {', '.join(changed)}: their losses cannot be compared; {way}"
-            )
 
 
 def _best(found: Sequence[Point], experiments: Iterable[Experiment]) -> tuple[list[Point], list[tuple[str, str]]]:

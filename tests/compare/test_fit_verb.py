@@ -1,0 +1,161 @@
+"""`maijax fit` as a person meets it: tables, JSON, the ledger, the page, and errors in one line."""
+
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import finished
+import numpy as np
+import pytest
+
+from maijax import cli, overrides, registry
+from maijax.cli import table
+
+HOSTILE = "<img src=x onerror=alert(1)>'\"&"
+
+
+def run(capsys, *words):
+    code = cli.main(["fit", *map(str, words)])
+    out, err = capsys.readouterr()
+    assert not out or max(map(len, out.splitlines())) <= table.WIDTH
+    return code, out, err
+
+
+@pytest.fixture
+def runs(tmp_path):
+    finished.ladder(tmp_path / "runs")
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def budgets(tmp_path):
+    """A file of five budgets of seven sizes each, by Epoch's law."""
+    lines = ["params,tokens,loss,name"]
+    rng = np.random.default_rng(0)
+    for flops in np.geomspace(1e18, 1e21, 5):
+        for n in 0.1 * flops**0.5 * np.geomspace(0.25, 4, 7):
+            d = flops / 6 / n
+            loss = (1.8172 + 482.01 / n**0.3478 + 2085.43 / d**0.3658) * (1 + 1e-3 * rng.standard_normal())
+            lines.append(f'{n},{d},{loss},"{HOSTILE.replace(chr(34), chr(34) * 2)}"')
+    (tmp_path / "budgets.csv").write_text("\n".join(lines))
+    return tmp_path / "budgets.csv"
+
+
+def test_a_fit_is_told_in_a_table(capsys, runs):
+    code, out, err = run(capsys, *sorted(runs.iterdir()))
+    lines = [" ".join(line.split()) for line in out.splitlines()]
+    assert (code, err) == (0, "")
+    assert lines[0] == "12 points, held-out nats per token, N of active parameters"
+    assert lines[1] == "L = E + A/N^alpha + B/D^beta: parameters and tokens both vary"
+    assert any(re.match(r"E 1\.2 1\.2 to 1\.2$", line) for line in lines)
+    assert any(line.startswith("alpha 0.35 ") for line in lines) and any(line.startswith("beta 0.4 ") for line in lines)
+    assert "IsoFLOP" not in out
+    assert sum(line.startswith("l") and line.endswith("%") for line in lines) == 12
+
+
+def test_json_holds_all_of_it(capsys, budgets):
+    found = json.loads(run(capsys, budgets, "--json")[1])
+    assert found["coefficients"]["alpha"]["value"] == pytest.approx(0.3478, rel=0.05)
+    assert found["best_params"]["power"]["low"] < 0.5126 < found["best_params"]["power"]["high"]
+    assert len(found["points"]) == 35 and abs(found["points"][0]["miss"]) < 0.01
+    assert [b["flops"] for b in found["isoflop"]["budgets"]] == pytest.approx(np.geomspace(1e18, 1e21, 5).tolist())
+    assert found["isoflop"]["params"]["power"]["value"] == pytest.approx(0.5126, abs=0.02)
+    assert found["prediction"] is None
+
+
+def test_budgets_are_told_of(capsys, budgets):
+    _, out, _ = run(capsys, budgets)
+    assert "IsoFLOP budget" in out and re.search(r"N_opt = [\d.]+ C\^0\.5\d+, exponent 0\.\d+ to 0\.\d+", out)
+    assert "the 16 that miss most" in out
+
+
+def test_foretell_then_run_then_score(capsys, runs):
+    words = ["--runs-dir", runs, "--predict", "phi_test", "--set", "model.num_layers=5", "--set", "train.steps=1600"]
+    code, out, _ = run(capsys, runs, *words, "--dry-run")
+    assert code == 0 and "nothing was written" in out and not (runs / "ledger.jsonl").exists()
+    code, out, _ = run(capsys, runs, *words)
+    out = " ".join(out.split())
+    assert code == 0 and "phi_test model.num_layers=5 train.steps=1600: foretold " in out
+    assert "`maijax fit --ledger` scores it" in out
+    assert "not run yet" in run(capsys, "--ledger", "--runs-dir", runs)[1]
+
+    made = overrides.apply(registry.get("phi_test"), ["model.num_layers=5", "train.steps=1600"])
+    finished.write(runs / "big", made, started=finished.later())
+    _, out, _ = run(capsys, "--ledger", "--runs-dir", runs)
+    assert re.search(r"inside$", out, re.MULTILINE) and "1 of 1 predictions inside" in out
+    (one,) = json.loads(run(capsys, "--ledger", "--json", "--runs-dir", runs)[1])
+    assert one["standing"] == "inside" and abs(one["miss"]) < 1e-3 and len(one["points"]) == 12
+
+    _, out, _ = run(capsys, *sorted(runs.glob("l*-*")), *words)
+    assert "no prediction: big is a run of this configuration" in out
+    _, out, _ = run(capsys, "--ledger", "--runs-dir", runs)
+    assert "no prediction: run had begun" in " ".join(out.split()) and "1 of 1 predictions" in out
+
+
+class Page(HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.attributes, self.data = [], [], []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_data(self, data):
+        self.data.append(data)
+
+
+def test_the_page_needs_nothing_and_lets_nothing_act(capsys, budgets, tmp_path):
+    words = ["--predict", "phi_1b", "--dry-run", "--html", tmp_path / "fit.html"]
+    code, out, _ = run(capsys, budgets, *words)
+    assert code == 0 and f"page: {tmp_path / 'fit.html'}" in out
+    page = Page((tmp_path / "fit.html").read_text())
+    assert page.tags.count("svg") == 4 and not {"script", "img", "link", "iframe"} & set(page.tags)
+    assert any(name == "title" and HOSTILE in value for name, value in page.attributes)  # as text
+    assert not [name for name, _ in page.attributes if name.startswith("on")]
+    assert "http" not in " ".join(v or "" for _, v in page.attributes)
+    titles = ("Held-out loss over C", "Measured over the law", "IsoFLOP", "Best size of a budget")
+    assert all(title in page.data for title in titles) and "foretold" in page.data
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+
+
+def test_a_page_of_one_variable(capsys, tmp_path):
+    finished.ladder(tmp_path / "runs", layers=(2,), steps=(50, 100, 200, 400))
+    assert run(capsys, tmp_path / "runs", "--html", tmp_path / "f.html")[0] == 0
+    assert "Held-out loss over D" in Page((tmp_path / "f.html").read_text()).data
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("", "no RUNS to fit; give names"),
+        ("nosuch", "no run 'nosuch' in"),
+        ("l1-s50", "1 point of one size and one length"),
+        ("l1-s50 --set a=b", "--set changes what --predict does"),
+        ("l1-s50 --ledger", "--ledger only reads"),
+        ("l1-s50 l1-s200 l1-s800 l2-s50 l2-s800 l3-s50 l3-s800 --predict phi_10m",
+         "l1-s50 and phi_10m differ in model.vocab_size: their losses cannot be compared"),
+        ("--ledger", "holds no prediction; make one with `maijax fit RUNS --predict NAME`"),
+        ("l1-s50 --params all", "argument --params: invalid choice: 'all'"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2(capsys, runs, words, message):
+    code, out, err = run(capsys, *words.split(), "--runs-dir", runs)
+    assert code == 2 and out == ""
+    assert err.startswith("maijax: ") and message in err and err.count("\n") == 1
+
+
+def test_a_page_that_cannot_be_written(capsys, budgets, tmp_path):
+    code, _, err = run(capsys, budgets, "--html", tmp_path / "no" / "fit.html")
+    assert code == 2 and "cannot be written (No such file or directory); choose another file" in err
+
+
+def test_the_verb_needs_no_jax():
+    """It answers in a second, since it never waits for jax."""
+    program = "import sys; from maijax.compare import fit_page, ledger; print('jax' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

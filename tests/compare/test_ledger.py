@@ -1,0 +1,116 @@
+"""What was foretold stays as it was written, is scored by the run, and counts only if it came first."""
+
+import concurrent.futures
+import dataclasses
+import json
+import multiprocessing
+import os
+
+import finished
+import pytest
+
+from maijax.compare import fits, ledger, points
+from maijax.errors import UserError
+
+
+@pytest.fixture
+def fit():
+    return fits.fit(grid(), resamples=50)
+
+
+def grid():
+    made = [finished.experiment(layers=n, steps=s) for n in (1, 2, 3, 4) for s in (50, 200, 800)]
+    places = [points.of_experiment(e, name=f"p{i}", count="active") for i, e in enumerate(made)]
+    return [dataclasses.replace(p, loss=finished.law(p.params, p.tokens) * (1 + 1e-3 * (-1) ** i))
+            for i, p in enumerate(places)]
+
+
+TARGET = {"layers": 6, "steps": 1600}
+
+
+def foretell(fit, runs, **changes):
+    place = points.of_experiment(finished.experiment(**TARGET | changes), name="big", count="active")
+    return ledger.foretell(fit, place, settings=("train.steps=1600",), measure="loss", count="active", runs_dir=runs)
+
+
+def test_a_prediction_is_kept_and_scored(fit, tmp_path):
+    entry = foretell(fit, tmp_path)
+    assert entry.low < entry.predicted < entry.high and not entry.begun
+    assert ledger.write(tmp_path, entry) == tmp_path / "ledger.jsonl"
+    assert ledger.read(tmp_path) == [entry]
+    assert [p["name"] for p in entry.points] == [f"p{i}" for i in range(12)]
+    assert ledger.scores(tmp_path) == [ledger.Score(entry, "open", "", None)]
+
+    made = finished.experiment(**TARGET)
+    finished.write(tmp_path / "big", made, started=finished.later(), loss=entry.predicted * 1.001)
+    (score,) = ledger.scores(tmp_path)
+    assert (score.standing, score.run) == ("inside", "big")
+    assert score.miss == pytest.approx(1e-3)
+
+
+def test_a_miss_is_a_miss_and_another_seed_is_another_run(fit, tmp_path):
+    entry = foretell(fit, tmp_path)
+    ledger.write(tmp_path, entry)
+    finished.write(tmp_path / "seed", finished.experiment(**TARGET, seed=1), started=finished.later())
+    assert ledger.scores(tmp_path)[0].standing == "open"
+    made = finished.experiment(**TARGET)
+    finished.write(tmp_path / "study" / "big", made, started=finished.later(), loss=entry.high * 2)
+    (score,) = ledger.scores(tmp_path)
+    assert score.standing == "outside" and score.miss > 0.5
+
+
+def test_what_was_said_after_the_run_began_is_no_prediction(fit, tmp_path):
+    finished.write(tmp_path / "big", finished.experiment(**TARGET), finished=False)
+    entry = foretell(fit, tmp_path)
+    assert entry.begun == "big"
+    ledger.write(tmp_path, entry)
+    assert ledger.scores(tmp_path)[0].standing == "too late"
+
+
+def test_a_date_before_the_prediction_is_found_out_when_it_is_scored(fit, tmp_path):
+    """The run was made in another folder, and moved here."""
+    ledger.write(tmp_path, foretell(fit, tmp_path))
+    folder = finished.write(tmp_path / "big", finished.experiment(**TARGET), started="2026-01-01T00:00:00+00:00")
+    (score,) = ledger.scores(tmp_path)
+    assert score.standing == "too late" and score.measured is not None
+    (folder / "environment.json").unlink()  # then the first file's own date counts
+    os.utime(folder / "experiment.json", (0, 0))
+    assert ledger.scores(tmp_path)[0].standing == "too late"
+
+
+def test_what_is_among_the_points_cannot_be_foretold(fit, tmp_path):
+    with pytest.raises(UserError, match="big is one of the points, p2; leave that out"):
+        foretell(fit, tmp_path, layers=1, steps=800)
+
+
+def test_a_torn_line_harms_neither_its_neighbours_nor_the_reader(fit, tmp_path):
+    entry = foretell(fit, tmp_path)
+    ledger.write(tmp_path, entry)
+    with open(tmp_path / "ledger.jsonl", "ab") as file:
+        file.write(b'{"at": "2026-0')
+    ledger.write(tmp_path, entry)
+    assert ledger.read(tmp_path) == [entry, entry]
+
+
+def test_writers_at_once_lose_nothing(fit, tmp_path):
+    entry = foretell(fit, tmp_path)
+    names = [f"n{i}" for i in range(60)]
+    # Spawned: a fork of a process that has threads may hang.
+    with concurrent.futures.ProcessPoolExecutor(4, multiprocessing.get_context("spawn")) as pool:
+        list(pool.map(_write, [str(tmp_path)] * 60, [dataclasses.replace(entry, name=n) for n in names]))
+    assert sorted(e.name for e in ledger.read(tmp_path)) == sorted(names)
+    assert all(json.loads(line) for line in (tmp_path / "ledger.jsonl").read_text().splitlines())
+
+
+def _write(runs, entry):
+    ledger.write(runs, entry)
+
+
+def test_a_full_disk_leaves_the_file_as_it_was(fit, tmp_path, monkeypatch):
+    entry = foretell(fit, tmp_path)
+    ledger.write(tmp_path, entry)
+    before = (tmp_path / "ledger.jsonl").read_bytes()
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError):
+        ledger.write(tmp_path, entry)
+    assert (tmp_path / "ledger.jsonl").read_bytes() == before

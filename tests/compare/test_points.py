@@ -1,0 +1,122 @@
+"""Points are read from finished runs of one text, and from files; what cannot be compared is refused."""
+
+import dataclasses
+import json
+
+import finished
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from maijax import scaling, weights
+from maijax.compare import points
+from maijax.config import SourceConfig
+from maijax.errors import UserError
+
+
+def test_runs_by_name_by_folder_and_by_the_folder_they_are_in(tmp_path):
+    a = finished.write(tmp_path / "a", finished.experiment(steps=50))
+    finished.write(tmp_path / "b", finished.experiment(steps=100))
+    for words in (["a", "b"], [str(a), "b"], [str(tmp_path)], [str(tmp_path), "a", "b"]):
+        found = points.gather(words, runs_dir=tmp_path).points
+        assert sorted(p.name for p in found) == ["a", "b"]
+    made = finished.experiment(steps=50)
+    (one,) = points.gather(["a"], runs_dir=tmp_path).points
+    assert one.params == weights.count_active(made.model)
+    assert one.tokens == made.tokens == 50 * made.train.batch_size * made.train.seq_len
+    assert one.flops == scaling.train_flops(made)
+    assert one.loss == pytest.approx(finished.law(one.params, one.tokens))  # the last evaluation, not the first
+    assert points.gather(["a"], runs_dir=tmp_path, measure="bits_per_byte").points[0].loss == one.loss / 2
+
+
+def test_each_count_is_another(tmp_path):
+    finished.write(tmp_path / "a", finished.experiment())
+    found = {c: points.gather(["a"], runs_dir=tmp_path, count=c).points[0].params for c in points.COUNTS}
+    counted = scaling.parameters(finished.experiment().model)
+    assert found["total"] == counted.total and found["active"] == counted.active
+    assert found["non-embedding"] == counted.total - counted.embedding < found["matmul"] < found["active"]
+
+
+def test_unfinished_runs_are_left_out(tmp_path):
+    finished.write(tmp_path / "a", finished.experiment())
+    finished.write(tmp_path / "b", finished.experiment(steps=9), finished=False)
+    assert points.gather(["a", "b"], runs_dir=tmp_path).left_out == (("b", "not finished"),)
+    with pytest.raises(UserError, match="no finished run among b"):
+        points.gather(["b"], runs_dir=tmp_path)
+
+
+def test_of_several_configurations_the_best_is_taken_by_its_mean_over_seeds(tmp_path):
+    for name, lr, seed, loss in (("a", 1e-3, 0, 3.0), ("b", 1e-3, 1, 3.2), ("c", 1e-2, 0, 2.9), ("d", 1e-2, 1, 3.4)):
+        finished.write(tmp_path / name, finished.experiment(lr=lr, seed=seed), loss=loss)
+    found = points.gather([str(tmp_path)])
+    assert [p.name for p in found.points] == ["a", "b"]
+    assert found.left_out == (("c", "beaten at its size and length"), ("d", "beaten at its size and length"))
+
+
+def test_losses_of_other_texts_are_refused(tmp_path):
+    finished.write(tmp_path / "a", finished.experiment())
+    finished.write(tmp_path / "b", finished.experiment(steps=9, sources=(SourceConfig(uri="mine.txt"),)))
+    finished.write(tmp_path / "c", finished.experiment(steps=9, tokenizer_kind="bpe"))
+    for measure in points.MEASURES:
+        with pytest.raises(UserError, match="a and b differ in data.sources.*; take those of one text"):
+            points.gather(["a", "b"], runs_dir=tmp_path, measure=measure)
+    with pytest.raises(UserError, match="a and c differ in data.tokenizer_kind: .* take bits per byte, with --bits"):
+        points.gather(["a", "c"], runs_dir=tmp_path)
+    assert len(points.gather(["a", "c"], runs_dir=tmp_path, measure="bits_per_byte").points) == 2
+
+
+def test_digest_knows_what_is_computed_and_no_more():
+    base = finished.experiment()
+    same = dataclasses.replace(
+        base, name="other", model=dataclasses.replace(base.model, dtype="float32", remat="full"),
+        mesh=dataclasses.replace(base.mesh, tensor=2),
+    )
+    assert points.digest(base) == points.digest(same)
+    assert len({points.digest(e) for e in (base, finished.experiment(seed=1), finished.experiment(lr=2e-3))}) == 3
+
+
+numbers = st.floats(1e-3, 1e30)
+
+
+@given(st.lists(st.tuples(numbers, numbers, numbers), min_size=1, max_size=9))
+@settings(max_examples=30, deadline=None)
+def test_files_come_back_as_written(tmp_path_factory, rows):
+    folder = tmp_path_factory.mktemp("files")
+    (folder / "p.csv").write_text("loss,tokens,params,more\n" + "".join(f"{c!r},{b!r},{a!r},x\n" for a, b, c in rows))
+    keys = ("params", "tokens", "loss")
+    (folder / "p.json").write_text(json.dumps([dict(zip(keys, row, strict=True)) for row in rows]))
+    for file in ("p.csv", "p.json"):
+        found = points.gather([str(folder / file)]).points
+        assert [(p.params, p.tokens, p.loss) for p in found] == rows
+        assert [p.flops for p in found] == [6 * a * b for a, b, _ in rows]
+        assert found[0].name == "p:1"
+
+
+def test_flops_and_names_of_a_file_are_taken(tmp_path):
+    (tmp_path / "p.json").write_text('[{"params": 2, "tokens": 3, "loss": 4, "flops": 50, "name": "x"}]')
+    (one,) = points.read_file(tmp_path / "p.json")
+    assert (one.flops, one.name) == (50, "x")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("p.csv", "params,tokens\n1,2\n", "p.csv, point 1: loss=None must be a number above 0"),
+        ("p.csv", "params,tokens,loss\n1,2,3\n1,-2,3\n", "p.csv, point 2: tokens=-2 must be a finite number above 0"),
+        ("p.csv", "params,tokens,loss\n1,inf,3\n", "tokens=inf must be a finite number"),
+        ("p.csv", "", "p.csv: must hold points with params, tokens, loss"),
+        ("p.json", "{", "p.json: cannot be read as JSON"),
+        ("p.json", '{"params": 1}', "p.json: must hold points"),
+        ("p.json", '[{"params": [1], "tokens": 2, "loss": 3}]', r"params=\[1\] must be a number"),
+    ],
+)
+def test_bad_files_are_told_in_one_line(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=message):
+        points.gather([str(tmp_path / name)])
+
+
+def test_files_have_no_bits(tmp_path):
+    (tmp_path / "p.csv").write_text("params,tokens,loss\n1,2,3\n")
+    with pytest.raises(UserError, match="no bits per byte"):
+        points.gather([str(tmp_path / "p.csv")], measure="bits_per_byte")
