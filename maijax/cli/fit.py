@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from maijax.compare import fits, isoflop, ledger, points
 
 SHOWN = 16  # runs in the table; of more, those that miss most
-_STANDS = {"open": "not run yet", "inside": "inside", "outside": "outside", "too late": "no prediction: run had begun"}
 
 
 def fit(args: argparse.Namespace) -> int:
@@ -160,13 +159,18 @@ def scored(args: argparse.Namespace) -> int:
         table.append((
             entry.at[:10] + " " + entry.at[11:16], " ".join([entry.name, *entry.settings]),
             f"{entry.predicted:.4f}{bits}", f"{entry.low:.4f} to {entry.high:.4f}", measured, miss,
-            _STANDS[score.standing],
+            score.standing,
         ))
     rows(table, widths=fitted(table, most=(16, 22, 11, 18, 8, 7)))
     settled = [s for s in found if s.standing in ("inside", "outside")]
+    print()
+    if any(s.standing == "open" for s in found):
+        print("open: no run of that configuration is finished")
+    if any(s.standing == "too late" for s in found):
+        print("too late: a run of that configuration had begun before it was foretold, which makes it no prediction")
     if settled:
         inside = sum(s.standing == "inside" for s in settled)
-        print(f"\n{inside} of {len(settled)} predictions inside their interval, which asks for {_level():.0%}")
+        print(f"{inside} of {len(settled)} predictions inside their interval, which asks for {_level():.0%}")
     return 0
 
 

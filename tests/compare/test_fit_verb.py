@@ -49,8 +49,10 @@ def test_a_fit_is_told_in_a_table(capsys, runs):
     assert (code, err) == (0, "")
     assert lines[0] == "12 points, held-out nats per token, N of active parameters"
     assert lines[1] == "L = E + A/N^alpha + B/D^beta: parameters and tokens both vary"
-    assert any(re.match(r"E 1\.2 1\.2 to 1\.2$", line) for line in lines)
-    assert any(line.startswith("alpha 0.35 ") for line in lines) and any(line.startswith("beta 0.4 ") for line in lines)
+    told = {line.split()[0]: line.split()[1:] for line in lines if len(line.split()) == 5 and " to " in line}
+    for name, true in (("E", 1.2), ("alpha", 0.35), ("beta", 0.4)):
+        value, low, _, high = told[name]
+        assert float(low) <= float(value) <= float(high) and float(low) <= true <= float(high), name
     assert "IsoFLOP" not in out
     assert sum(line.startswith("l") and line.endswith("%") for line in lines) == 12
 
@@ -79,19 +81,19 @@ def test_foretell_then_run_then_score(capsys, runs):
     out = " ".join(out.split())
     assert code == 0 and "phi_test model.num_layers=5 train.steps=1600: foretold " in out
     assert "`maijax fit --ledger` scores it" in out
-    assert "not run yet" in run(capsys, "--ledger", "--runs-dir", runs)[1]
+    assert "open: no run of that" in run(capsys, "--ledger", "--runs-dir", runs)[1]
 
     made = overrides.apply(registry.get("phi_test"), ["model.num_layers=5", "train.steps=1600"])
     finished.write(runs / "big", made, started=finished.later())
     _, out, _ = run(capsys, "--ledger", "--runs-dir", runs)
-    assert re.search(r"inside$", out, re.MULTILINE) and "1 of 1 predictions inside" in out
+    assert re.search(r" inside$", out, re.MULTILINE) and "1 of 1 predictions inside" in out
     (one,) = json.loads(run(capsys, "--ledger", "--json", "--runs-dir", runs)[1])
-    assert one["standing"] == "inside" and abs(one["miss"]) < 1e-3 and len(one["points"]) == 12
+    assert one["standing"] == "inside" and abs(one["miss"]) < 1e-2 and len(one["points"]) == 12
 
     _, out, _ = run(capsys, *sorted(runs.glob("l*-*")), *words)
     assert "no prediction: big is a run of this configuration" in out
     _, out, _ = run(capsys, "--ledger", "--runs-dir", runs)
-    assert "no prediction: run had begun" in " ".join(out.split()) and "1 of 1 predictions" in out
+    assert "too late: a run" in out and "1 of 1 predictions" in out
 
 
 class Page(HTMLParser):
