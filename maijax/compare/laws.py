@@ -62,8 +62,8 @@ def choose(points: Sequence[Point]) -> Form:
     varies = {v: _varies(points, v) for v in ("params", "tokens")}
     if not any(varies.values()):
         raise UserError(
-            f"{len(points)} point{'s' * (len(points) > 1)} of one size and one length, {points[0].params:.4g} parameters "
-            f"and {points[0].tokens:.4g} tokens: a law needs runs of {_SIZES} sizes, or of {_SIZES} lengths"
+            f"{len(points)} point{'s' * (len(points) > 1)} of one size and one length, {points[0].params:.4g} "
+            f"parameters and {points[0].tokens:.4g} tokens: a law needs runs of {_SIZES} sizes, or of {_SIZES} lengths"
         )
     if all(varies.values()):
         n, d = np.log(column(points, "params")), np.log(column(points, "tokens"))
