@@ -86,7 +86,7 @@ def tell(found: points.Points, law: fits.Fit, budgets: isoflop.IsoFlop | None, a
     table += [(f"  {name}", _number(e.value), _range(e)) for name, e in law.coefficients().items()]
     if (split := law.best_split()) is not None:
         factor, power = split
-        largest = max(p.flops for p in law.points)
+        largest = max(6 * p.params * p.tokens for p in law.points)
         params = law.best_params(largest)
         table += [
             ("  N_opt = k C^p at C = 6 N D: k", _number(factor.value), _range(factor)),
@@ -148,7 +148,7 @@ def scored(args: argparse.Namespace) -> int:
         print(json.dumps(lines, indent=1, allow_nan=False))
         return 0
     if not found:
-        raise UserError(f"{Path(args.runs_dir) / ledger.FILE} holds no prediction; make one with "
+        raise UserError(f"{Path(args.runs_dir) / ledger.LEDGER} holds no prediction; make one with "
                         "`maijax fit RUNS --predict NAME`")
     table = [("foretold", "experiment", "loss", "interval", "measured", "miss", "")]
     for score in found:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from maijax.compare.fits import LEVEL, Estimate, Fit
+from maijax.compare.fits import FLOPS, LEVEL, Estimate, Fit
 from maijax.compare.isoflop import Budget, IsoFlop
 from maijax.compare.laws import LETTER
 from maijax.compare.ledger import Entry
@@ -70,27 +70,29 @@ def render(*, fit: Fit, budgets: IsoFlop | None, entry: Entry | None, unit: str,
 def _loss(fit: Fit, entry: Entry | None, unit: str) -> Picture:
     """Over compute, with the law: along the points' line, or at the best split of each budget."""
     points = fit.points
-    variable = "flops" if len(fit.form.variables) == 2 else fit.form.variables[0]
+    split = fit.best_split()
+    variable = "flops" if split is not None else fit.form.variables[0]
     place = None if entry is None else Point(
         name=entry.name, params=entry.params, tokens=entry.tokens, flops=entry.flops, loss=entry.predicted
     )
     shown = [*points, *([] if place is None else [place])]
-    x = np.geomspace(min(getattr(p, variable) for p in shown), max(getattr(p, variable) for p in shown), _STEPS)
-    split = fit.best_split()
+    across = [getattr(p, variable) if split is None else FLOPS * p.params * p.tokens for p in shown]
+    x = np.geomspace(min(across), max(across), _STEPS)
     if split is None:
         y = fit.curve(params=x, tokens=x, flops=x)
     else:
         params = split[0].value * x ** split[1].value
-        y = fit.curve(params=params, tokens=x / 6 / params, flops=x)
-    dots = [Dots(name="runs", x=[getattr(p, variable) for p in points], y=[p.loss for p in points],
+        y = fit.curve(params=params, tokens=x / FLOPS / params, flops=x)
+    dots = [Dots(name="runs", x=across[: len(points)], y=[p.loss for p in points],
                  titles=[_title(p) for p in points])]
     if entry is not None and place is not None:
         dots.append(Dots(
-            name="foretold", x=[getattr(place, variable)], y=[entry.predicted], bars=[(entry.low, entry.high)],
+            name="foretold", x=across[-1:], y=[entry.predicted], bars=[(entry.low, entry.high)],
             titles=[f"{entry.name}: {entry.predicted:.4f}, {entry.low:.4f} to {entry.high:.4f}"], tone=1.0,
         ))
-    names = {"flops": "compute C, FLOPs", "params": "parameters N", "tokens": "tokens D"}
-    law = "the law" if split is None else "the law at the best split, C = 6 N D"
+    names = {"flops": "compute C, FLOPs" if split is None else "compute C = 6 N D", "params": "parameters N",
+             "tokens": "tokens D"}
+    law = "the law" if split is None else "the law at the best split"
     return Picture(
         title=f"Held-out loss over {LETTER[variable]}", unit=unit, x_name=names[variable], dots=dots,
         lines=[Line(name=law, x=list(x), y=[float(v) for v in y])],

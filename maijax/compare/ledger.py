@@ -19,11 +19,9 @@ from typing import Any, Literal, NamedTuple
 
 from maijax import plain
 from maijax.compare.fits import LEVEL, Estimate, Fit
-from maijax.compare.points import Point, digest, last_evaluation
+from maijax.compare.points import LEDGER, Point, digest, last_evaluation
 from maijax.errors import UserError
 from maijax.train import rundir
-
-FILE = "ledger.jsonl"
 
 Standing = Literal["open", "inside", "outside", "too late"]
 
@@ -84,7 +82,7 @@ def foretell(
 
 def write(runs_dir: str | Path, entry: Entry) -> Path:
     """Appends an entry: the whole line on disk, or none of it, whoever else writes; returns the file."""
-    file = Path(runs_dir) / FILE
+    file = Path(runs_dir) / LEDGER
     file.parent.mkdir(parents=True, exist_ok=True)
     line = json.dumps(plain.to_plain(entry), allow_nan=False).encode() + b"\n"
     with open(file, "ab+", buffering=0) as out:
@@ -105,7 +103,7 @@ def write(runs_dir: str | Path, entry: Entry) -> Path:
 
 def read(runs_dir: str | Path) -> list[Entry]:
     """All entries, oldest first; a torn line is passed over. A missing file has none."""
-    file = Path(runs_dir) / FILE
+    file = Path(runs_dir) / LEDGER
     try:
         lines = file.read_bytes().split(b"\n")
     except FileNotFoundError:

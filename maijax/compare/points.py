@@ -29,6 +29,7 @@ MEASURES = {"loss": "nats per token", "bits_per_byte": "bits per byte"}
 _TEXT = ("data.sources", "data.held_out")
 _PIECES = ("model.vocab_size", "data.tokenizer", "data.tokenizer_kind")
 _FILES = (".csv", ".json")
+LEDGER = "ledger.jsonl"  # lies among the runs, so that `runs/*` names it too
 _COLUMNS = ("params", "tokens", "loss")
 
 
@@ -71,6 +72,8 @@ def gather(
     left_out: list[tuple[str, str]] = []
     values: dict[Path, Experiment] = {}  # by the run's folder, so that none counts twice
     for run in runs:
+        if Path(run).name == LEDGER:
+            continue
         if run.endswith(_FILES) and Path(run).is_file():
             found += read_file(run, measure)
             continue

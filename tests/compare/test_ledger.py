@@ -94,10 +94,10 @@ def test_a_torn_line_harms_neither_its_neighbours_nor_the_reader(fit, tmp_path):
 
 def test_writers_at_once_lose_nothing(fit, tmp_path):
     entry = foretell(fit, tmp_path)
-    names = [f"n{i}" for i in range(60)]
+    names = [f"n{i}" for i in range(24)]
     # Spawned: a fork of a process that has threads may hang.
-    with concurrent.futures.ProcessPoolExecutor(4, multiprocessing.get_context("spawn")) as pool:
-        list(pool.map(_write, [str(tmp_path)] * 60, [dataclasses.replace(entry, name=n) for n in names]))
+    with concurrent.futures.ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        list(pool.map(_write, [str(tmp_path)] * 24, [dataclasses.replace(entry, name=n) for n in names]))
     assert sorted(e.name for e in ledger.read(tmp_path)) == sorted(names)
     assert all(json.loads(line) for line in (tmp_path / "ledger.jsonl").read_text().splitlines())
 
