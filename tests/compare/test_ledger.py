@@ -2,8 +2,8 @@
 
 import concurrent.futures
 import dataclasses
+import fcntl
 import json
-import multiprocessing
 import os
 
 import finished
@@ -94,16 +94,25 @@ def test_a_torn_line_harms_neither_its_neighbours_nor_the_reader(fit, tmp_path):
 
 def test_writers_at_once_lose_nothing(fit, tmp_path):
     entry = foretell(fit, tmp_path)
-    names = [f"n{i}" for i in range(24)]
-    # Spawned: a fork of a process that has threads may hang.
-    with concurrent.futures.ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
-        list(pool.map(_write, [str(tmp_path)] * 24, [dataclasses.replace(entry, name=n) for n in names]))
+    names = [f"n{i}" for i in range(60)]
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:  # a lock holds between open files, of threads too
+        list(pool.map(lambda name: ledger.write(tmp_path, dataclasses.replace(entry, name=name)), names))
     assert sorted(e.name for e in ledger.read(tmp_path)) == sorted(names)
     assert all(json.loads(line) for line in (tmp_path / "ledger.jsonl").read_text().splitlines())
 
 
-def _write(runs, entry):
-    ledger.write(runs, entry)
+def test_a_writer_waits_for_the_one_before_it(fit, tmp_path):
+    entry = foretell(fit, tmp_path)
+    file = ledger.write(tmp_path, entry)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        with open(file, "ab") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            waiting = pool.submit(ledger.write, tmp_path, entry)
+            with pytest.raises(concurrent.futures.TimeoutError):
+                waiting.result(timeout=0.3)
+            assert len(ledger.read(tmp_path)) == 1
+        waiting.result(timeout=30)
+    assert len(ledger.read(tmp_path)) == 2
 
 
 def test_a_full_disk_leaves_the_file_as_it_was(fit, tmp_path, monkeypatch):
