@@ -83,15 +83,15 @@ def tell(found: points.Points, law: fits.Fit, budgets: isoflop.IsoFlop | None, a
             more = f" and {len(names) - 4} more" if len(names) > 4 else ""
             paragraph(f"left out, {why}: {', '.join(names[:4])}{more}")
     table = [("", "value", f"{_level():.0%} of resamples")]
-    table += [(f"  {name}", _number(e.value), _range(e)) for name, e in law.coefficients().items()]
+    table += [(f"  {name}", _number(e.value), e.span(_number)) for name, e in law.coefficients().items()]
     if (split := law.best_split()) is not None:
         factor, power = split
         largest = max(6 * p.params * p.tokens for p in law.points)
         params = law.best_params(largest)
         table += [
-            ("  N_opt = k C^p at C = 6 N D: k", _number(factor.value), _range(factor)),
-            ("    p", _number(power.value), _range(power)),
-            (f"  N_opt at the largest C here, {largest:.3g}", count(params.value), _range(params, count)),
+            ("  N_opt = k C^p at C = 6 N D: k", _number(factor.value), factor.span(_number)),
+            ("    p", _number(power.value), power.span(_number)),
+            (f"  N_opt at the largest C here, {largest:.3g}", count(params.value), params.span(count)),
         ]
     print()
     rows(table, widths=fitted(table, most=(46, 14)))
@@ -103,8 +103,8 @@ def tell(found: points.Points, law: fits.Fit, budgets: isoflop.IsoFlop | None, a
 def _tell_budgets(budgets: isoflop.IsoFlop) -> None:
     table = [("IsoFLOP budget", "sizes", "N_opt", "", "D_opt", "loss at it")]
     table += [
-        (f"  {b.flops:.3g}", str(len({p.params for p in b.points})), count(b.params.value), _range(b.params, count),
-         count(b.tokens.value), f"{b.loss.value:.4f}  {_range(b.loss)}") for b in budgets.budgets
+        (f"  {b.flops:.3g}", str(len({p.params for p in b.points})), count(b.params.value), b.params.span(count),
+         count(b.tokens.value), f"{b.loss.value:.4f}  {b.loss.span(_number)}") for b in budgets.budgets
     ]
     print()
     rows(table, widths=fitted(table, most=(16, 6, 8, 22, 8)))
@@ -112,8 +112,8 @@ def _tell_budgets(budgets: isoflop.IsoFlop) -> None:
         paragraph(f"{flops:.3g} FLOPs: {why}")
     for name, law in (("N_opt", budgets.params), ("D_opt", budgets.tokens)):
         if law is not None:
-            paragraph(f"{name} = {_number(law.factor.value)} C^{law.power.value:.4g}, exponent {_range(law.power)}, "
-                      f"factor {_range(law.factor)}")
+            paragraph(f"{name} = {_number(law.factor.value)} C^{law.power.value:.4g}, exponent "
+                      f"{law.power.span(_number)}, factor {law.factor.span(_number)}")
 
 
 def _tell_runs(law: fits.Fit) -> None:
@@ -157,11 +157,11 @@ def scored(args: argparse.Namespace) -> int:
         miss = "" if score.miss is None else f"{score.miss:+.2%}"
         bits = " bits" if entry.measure == "bits_per_byte" else ""
         table.append((
-            entry.at[:10] + " " + entry.at[11:16], " ".join([entry.name, *entry.settings]),
+            entry.at[:10], " ".join([entry.name, *entry.settings]),
             f"{entry.predicted:.4f}{bits}", f"{entry.low:.4f} to {entry.high:.4f}", measured, miss,
             score.standing,
         ))
-    rows(table, widths=fitted(table, most=(16, 22, 11, 18, 8, 7)))
+    rows(table, widths=fitted(table, most=(10, 26, 11, 18, 8, 7)))
     settled = [s for s in found if s.standing in ("inside", "outside")]
     print()
     if any(s.standing == "open" for s in found):
@@ -216,11 +216,6 @@ def _level() -> float:
     from maijax.compare import fits
 
     return fits.LEVEL
-
-
-def _range(estimate: fits.Estimate, shown=None) -> str:
-    shown = shown or _number
-    return f"{shown(estimate.low)} to {shown(estimate.high)}"
 
 
 def _number(value: float) -> str:

@@ -170,7 +170,7 @@ def _coefficients(fit: Fit, budgets: IsoFlop | None) -> str:
             if law is not None:
                 rows += [(f"IsoFLOP {name}: factor", law.factor), (f"IsoFLOP {name}: exponent", law.power)]
     return _table(("", "value", f"{LEVEL:.0%} of resamples"), [
-        (name, f"{e.value:.5g}", f"{e.low:.4g} to {e.high:.4g}") for name, e in rows
+        (name, f"{e.value:.5g}", e.span(lambda v: f"{v:.4g}")) for name, e in rows
     ])
 
 

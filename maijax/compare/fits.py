@@ -10,7 +10,7 @@ places to fit. What no interval holds is that the law itself may bend outside th
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +23,7 @@ from maijax.errors import UserError
 RESAMPLES = 1000
 LEVEL = 0.95  # share of resamples inside an interval
 FLOPS = 6  # per parameter and token, where a law of both is asked for the best split of compute
+_NOTHING, _ANYWHERE = 1e-9, 1e4  # a low end that is as good as 0; ends so many times apart
 _AT_ONCE = 64_000_000  # numbers in memory at once, about
 
 
@@ -32,6 +33,13 @@ class Estimate(NamedTuple):
     value: float
     low: float
     high: float
+
+    def span(self, shown: Callable[[float], str]) -> str:
+        """The interval in words; a term that the points do not tell of may lie anywhere."""
+        if self.low < _NOTHING and self.high <= _ANYWHERE * max(self.value, 1.0):
+            return f"at most {shown(self.high)}"
+        told = self.high <= _ANYWHERE * self.low
+        return f"{shown(self.low)} to {shown(self.high)}" if told else "cannot be told"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -48,9 +56,9 @@ class Fit:
     def coefficients(self) -> dict[str, Estimate]:
         """By the names of tables: E, then a factor and an exponent for each variable."""
         count = len(self.form.variables)
-        found = {"E": self._of(np.exp, 0)}
+        found = {"E": self._of(0)}
         for i, (factor, exponent) in enumerate(self.form.names(), 1):
-            found |= {factor: self._of(np.exp, i), exponent: self._of(np.exp, count + i)}
+            found |= {factor: self._of(i), exponent: self._of(count + i)}
         return found
 
     def curve(self, *, params: np.ndarray, tokens: np.ndarray, flops: np.ndarray) -> np.ndarray:
@@ -81,10 +89,12 @@ class Fit:
     def best_params(self, flops: float) -> Estimate:
         """N_opt at a budget, of a law with both variables."""
         (k, p), (ks, ps) = _split(self.theta[None]), _split(self.draws)
-        return interval(k[0] * flops ** p[0], ks * flops**ps)
+        with np.errstate(over="ignore"):
+            return interval(k[0] * flops ** p[0], ks * flops**ps)
 
-    def _of(self, shown, i: int) -> Estimate:
-        return interval(float(shown(self.theta[i])), shown(self.draws[:, i]))
+    def _of(self, i: int) -> Estimate:
+        with np.errstate(over="ignore"):  # the factor of a term that tells nothing
+            return interval(float(np.exp(self.theta[i])), np.exp(self.draws[:, i]))
 
     def _logs(self, params: np.ndarray, tokens: np.ndarray, flops: np.ndarray) -> np.ndarray:
         values = {"params": params, "tokens": tokens, "flops": flops}
@@ -143,6 +153,8 @@ def _uncentred(theta: np.ndarray, middle: np.ndarray) -> np.ndarray:
 
 
 def _split(theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    a, b, alpha, beta = theta[:, 1], theta[:, 2], np.exp(theta[:, 3]), np.exp(theta[:, 4])
-    power = beta / (alpha + beta)
-    return np.exp((np.log(alpha) + a - np.log(beta) - b) / (alpha + beta)) / FLOPS**power, power
+    a, b, log_alpha, log_beta = theta[:, 1:].T
+    with np.errstate(over="ignore", divide="ignore"):  # of a term that tells nothing
+        power = 1 / (1 + np.exp(log_alpha - log_beta))
+        factor = np.exp((log_alpha + a - log_beta - b) / (np.exp(log_alpha) + np.exp(log_beta))) / FLOPS**power
+    return factor, power

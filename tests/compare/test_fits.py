@@ -167,6 +167,15 @@ def test_a_thousand_resamples_of_240_points_take_seconds():
     assert time.process_time() - began < 10
 
 
+def test_an_interval_in_words():
+    def words(low, high):
+        return fits.Estimate(1.0, low, high).span(lambda v: f"{v:.3g}")
+
+    assert [words(0.5, 2), words(1e-80, 3), words(1e-3, 1e9), words(0.0, np.inf)] == [
+        "0.5 to 2", "at most 3", "cannot be told", "cannot be told",
+    ]
+
+
 # One variable, and none.
 
 
@@ -212,10 +221,14 @@ def test_what_cannot_be_told_is_refused(places, message):
         laws.choose([at(n, d, 2.0) for n, d in places])
 
 
-def test_a_useless_term_ends_in_no_error():
+@pytest.mark.filterwarnings("error")
+def test_a_useless_term_ends_in_no_error_and_says_so():
     """Losses without any trend, the worst that a bootstrap meets."""
     rng = np.random.default_rng(0)
     fit = fits.fit([at(n, d, 3 + 0.3 * rng.random()) for n, d in zip(*grid(4, 3), strict=True)], resamples=200)
     assert np.isfinite(fit.draws).all()
+    assert fit.coefficients()["A"].span(str) == "cannot be told"
+    split = fit.best_split()
+    assert split is not None and 0 <= split[1].low <= split[1].high <= 1
     told = fit.predict(at(1e10, 1e12, np.nan))
     assert 0 < told.low < told.high < 10
