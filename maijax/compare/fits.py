@@ -141,7 +141,7 @@ def deal(residuals: np.ndarray, spare: int, resamples: int, rng: np.random.Gener
 
 
 def interval(value: float, draws: np.ndarray, level: float = LEVEL) -> Estimate:
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], method="nearest")  # some may be infinite
     return Estimate(float(value), float(low), float(high))
 
 
