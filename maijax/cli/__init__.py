@@ -41,13 +41,15 @@ Each number says how it is known: exact (arithmetic on sizes), compiler (read fr
 model (a few constants fitted to published runs, see docs/plan.md). Compiles are kept in the cache folder.
 """
 _FIT = """\
-RUNS are names or folders of runs, folders of runs, or .csv and .json files of points (columns params, tokens, loss).
-The law is the fullest that they can tell; budgets run at 4 sizes or more get IsoFLOP parabolas as well.
+RUNS are names or folders of runs, folders that hold runs, or .csv and .json files of points with
+columns params, tokens, loss. The law is the fullest that they can tell; budgets run at 4 sizes or
+more get IsoFLOP parabolas as well. Predictions are kept in the runs folder's ledger.jsonl.
 
-  maijax fit runs/ladder-*                              coefficients with their intervals, and each run's miss
-  maijax fit runs/ladder-* --predict phi_tiny           keep a prediction in the runs folder's ledger.jsonl
-  maijax run phi_tiny && maijax fit --ledger            make the run, and score what was foretold
-  maijax fit published.csv --json --html fit.html       points of your own, for programs and as a page
+Examples:
+  maijax fit runs/ladder-*                          coefficients, intervals, and each run's miss
+  maijax fit runs/ladder-* --predict phi_tiny       foretell a run's loss, and keep it
+  maijax run phi_tiny && maijax fit --ledger        make the run, and score what was foretold
+  maijax fit published.csv --json --html fit.html   points of your own, for programs and as a page
 """
 
 

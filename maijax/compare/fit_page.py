@@ -71,6 +71,7 @@ def _loss(fit: Fit, entry: Entry | None, unit: str) -> Picture:
     """Over compute, with the law: along the points' line, or at the best split of each budget."""
     points = fit.points
     split = fit.best_split()
+    told = split is None or (split[0].told and split[1].told)
     variable = "flops" if split is not None else fit.form.variables[0]
     place = None if entry is None else Point(
         name=entry.name, params=entry.params, tokens=entry.tokens, flops=entry.flops, loss=entry.predicted
@@ -95,7 +96,7 @@ def _loss(fit: Fit, entry: Entry | None, unit: str) -> Picture:
     law = "the law" if split is None else "the law at the best split"
     return Picture(
         title=f"Held-out loss over {LETTER[variable]}", unit=unit, x_name=names[variable], dots=dots,
-        lines=[Line(name=law, x=list(x), y=[float(v) for v in y])],
+        lines=[Line(name=law, x=list(x), y=[float(v) for v in y])] if told else [],
         tell=f"From {max(p.loss for p in points):.4g} to {min(p.loss for p in points):.4g} over {names[variable]}.",
     )
 
@@ -170,7 +171,7 @@ def _coefficients(fit: Fit, budgets: IsoFlop | None) -> str:
             if law is not None:
                 rows += [(f"IsoFLOP {name}: factor", law.factor), (f"IsoFLOP {name}: exponent", law.power)]
     return _table(("", "value", f"{LEVEL:.0%} of resamples"), [
-        (name, f"{e.value:.5g}", e.span(lambda v: f"{v:.4g}")) for name, e in rows
+        (name, f"{e.value:.5g}" if e.value > 1e-9 else "0", e.span(lambda v: f"{v:.4g}")) for name, e in rows
     ])
 
 

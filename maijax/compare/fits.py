@@ -35,11 +35,16 @@ class Estimate(NamedTuple):
     high: float
 
     def span(self, shown: Callable[[float], str]) -> str:
-        """The interval in words; a term that the points do not tell of may lie anywhere."""
-        if self.low < _NOTHING and self.high <= _ANYWHERE * max(self.value, 1.0):
-            return f"at most {shown(self.high)}"
-        told = self.high <= _ANYWHERE * self.low
-        return f"{shown(self.low)} to {shown(self.high)}" if told else "cannot be told"
+        """The interval in words."""
+        if not self.told:
+            return "cannot be told"
+        return f"at most {shown(self.high)}" if self.low < _NOTHING else f"{shown(self.low)} to {shown(self.high)}"
+
+    @property
+    def told(self) -> bool:
+        """Whether the interval ends somewhere near: a term that the points do not tell of may be anything."""
+        near = max(self.value, 1.0) if self.low < _NOTHING else self.low
+        return self.high <= _ANYWHERE * near
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
