@@ -155,7 +155,8 @@ def difference_words(compared: Comparison) -> str:
     kinds = Counter(one.meaning for one in found)
     explained = sum(one.explained for one in found)
     parts = ", ".join(f"{number} in {kind}" for kind, number in kinds.items())
-    return f"{len(found)} values differ: {parts}; a scaling rule explains {explained}"
+    differ = f"{len(found)} values differ" if len(found) > 1 else "1 value differs"
+    return f"{differ}: {parts}; a scaling rule explains {explained}"
 
 
 def _print_measured(found: Measured) -> None:
@@ -195,15 +196,8 @@ def _print_levels(found: Measured, which: list[int]) -> None:
             if gap is not None:
                 text += f" ({gap[0]:+.3f}" + (f"±{gap[1]:.3f})" if gap[1] is not None else ")")
             cells.append(text)
-        table.append((f"  {amount(level.budget, level.spent)}", *cells))
+        table.append((f"  {told.amount(level.budget, level.spent)}", *cells))
     rows([head, *table], widths=[20, *[78 // len(which) - 2] * len(which)])
-
-
-def amount(budget: str, spent: float) -> str:
-    """30.7K tokens, 1.2e+15 FLOPs, 12 min."""
-    if budget == "seconds":
-        return duration(spent)
-    return f"{count(spent)} tokens" if budget == "tokens" else f"{spent:.3g} FLOPs"
 
 
 def _print_ladder(found: Ladder) -> None:
@@ -242,4 +236,4 @@ def _write(file: str, *, say: bool, **parts: Any) -> None:
     from maijax.compare import page
 
     path = page.write(file, **parts)
-    print(f"{'' if say else ''}page: {path}", file=sys.stdout if say else sys.stderr)
+    print(f"page: {path}", file=sys.stdout if say else sys.stderr)

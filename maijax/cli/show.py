@@ -96,7 +96,8 @@ def diff(args: argparse.Namespace) -> int:
             print(group)
             rows(table, widths=widths)
     explained = sum(one.explained for one in found)
-    print(f"\n{len(found)} values differ; a scaling rule explains {explained}{', marked +' if explained else ''}")
+    differ = f"{len(found)} values differ" if len(found) > 1 else "1 value differs"
+    print(f"\n{differ}; a scaling rule explains {explained}{', marked +' if explained else ''}")
     return 0
 
 

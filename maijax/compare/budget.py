@@ -7,7 +7,7 @@ import math
 import statistics
 from collections.abc import Sequence
 
-from maijax.compare.runs import Budget, Metric, Point, Run, Side, value
+from maijax.compare.runs import NAMES, Budget, Metric, Point, Run, Side, value
 from maijax.compare.trend import student
 
 _LEVELS = (0.25, 0.5, 1.0)  # of the largest budget that all have spent
@@ -94,7 +94,7 @@ def gain(a: Side, b: Side, budget: Budget, metric: Metric) -> Gain:
     ours = [curve(run, budget, metric) for run in a.runs]
     theirs = [curve(run, budget, metric) for run in b.runs]
     if not all(ours) or not all(theirs):
-        return Gain(budget=budget, factor=None, low=None, high=None, why=f"cannot be told: no {budget} were logged")
+        return Gain(budget=budget, factor=None, low=None, high=None, why=f"cannot be told: no {NAMES[budget]} were logged")
     pairs = [_factor(x, y) for x in ours for y in theirs]
     known = [factor for factor, _ in pairs if factor is not None]
     if len(known) < len(pairs):

@@ -10,11 +10,11 @@ from typing import Any, Literal
 from maijax import scaling
 from maijax.compare.ladder import Ladder
 from maijax.compare.measured import Measured, factor
-from maijax.compare.runs import BUDGETS, UNIT, value
+from maijax.compare.runs import BUDGETS, NAMES, UNIT, value
 from maijax.compare.static import Comparison, active, expected_loss
 
 _POINTS = 60  # of a law's line
-_AXES = {"tokens": "tokens", "flops": "FLOPs", "seconds": "seconds", "parameters": "active parameters"}
+_AXES = {**NAMES, "parameters": "active parameters"}
 Style = Literal["line", "dash", "points", "band"]
 
 
@@ -50,8 +50,8 @@ class Chart:
 def of_experiments(compared: Comparison) -> list[Chart]:
     """Where each stands beside the laws: size and budget, rate, batch, and the loss that is expected."""
     experiments = compared.experiments
-    low = min(active(one) for one in experiments) / 3
-    high = max(active(one) for one in experiments) * 3
+    reach = [size for one in experiments for size in (active(one), one.tokens / 20)]
+    low, high = min(reach) / 2, max(reach) * 2
     sizes = _spaced(low, high)
     horizon = [20 * n for n in sizes]
     flops = [6 * n * d for n, d in zip(sizes, horizon, strict=True)]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
+from maijax import words
 from maijax.compare import budget as budgets
 from maijax.compare.budget import Gain, Level, Spread
 from maijax.compare.ladder import Ladder
-from maijax.compare.runs import BUDGETS, Metric, Side, cautions, metric_of, value
+from maijax.compare.runs import BUDGETS, NAMES, Budget, Metric, Side, cautions, metric_of, value
+from maijax.compare.trend import Needed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,7 +87,14 @@ def interval(middle: float, half: float) -> list[float]:
 
 def factor(log: float) -> float:
     """Of a logarithm, kept finite."""
-    return 2.718281828459045 ** max(-200.0, min(200.0, log))
+    return math.exp(max(-200.0, min(200.0, log)))
+
+
+def amount(budget: Budget, spent: float) -> str:
+    """30.7K tokens, 1.2e+15 FLOPs, 12 min."""
+    if budget == "seconds":
+        return words.duration(spent)
+    return f"{words.count(spent)} tokens" if budget == "tokens" else f"{spent:.3g} FLOPs"
 
 
 def spread(one: Spread | None) -> str:
@@ -104,28 +114,39 @@ def gain_words(gain: Gain) -> str:
     return text
 
 
+def times(value: float) -> str:
+    """A factor; what is so far off that it says nothing is cut."""
+    return ">x1000" if value > 1e3 else "<x0.001" if value < 1e-3 else f"x{value:.3g}"
+
+
 def verdict_words(found: Ladder) -> list[str]:
     """The answer in sentences: what the gain does, how large it is, and what would settle it."""
-    trend = found.trend
-    middle, low, high = (f"x{v:.3g}" for v in interval(trend.slope, trend.half))
-    top, top_low, top_high = (f"x{v:.3g}" for v in interval(trend.top, trend.top_half))
-    word = "whether the gain grows, holds or fades cannot be told" if trend.verdict == "cannot be told" else \
-        f"the gain {trend.verdict}"
-    said = [f"{word}: {middle} per tenfold {found.budget} (95% interval {low} to {high}); {top} at the largest size "
+    trend, spent = found.trend, NAMES[found.budget]
+    middle, low, high = map(times, interval(trend.slope, trend.half))
+    top, top_low, top_high = map(times, interval(trend.top, trend.top_half))
+    word = f"the gain {trend.verdict}"
+    if trend.verdict == "cannot be told":
+        word = "whether the gain grows, holds or fades cannot be told"
+    said = [f"{word}: {middle} per tenfold {spent} (95% interval {low} to {high}); {top} at the largest size "
             f"({top_low} to {top_high})"]
     if (gone := found.gone_at) is not None:
-        said.append(f"on this line it is gone at {gone:.2g} {found.budget}, which extrapolates")
+        said.append(f"on this line it is gone at {gone:.2g} {spent}, which extrapolates")
     if trend.curved:
         said.append("the sizes lie off a straight line by more than their seeds' spread: more sizes would help, "
                     "more seeds will not")
-    if (lacking := found.needed) is not None:
-        ways = []
-        if lacking.seeds is not None:
-            ways.append(f"{lacking.seeds} seeds of every size on both sides ({found.more_runs} more runs)")
-        if lacking.sizes is not None and lacking.sizes > len(found.rungs):
-            ways.append(f"{lacking.sizes - len(found.rungs)} larger sizes at the same spacing")
-        ways = ways or ["no sensible number of runs: the slope lies too near the margin, or the spread is too wide"]
-        nearest = {"holds": "that it holds", "grows": "that it grows", "fades": "that it fades"}[lacking.towards]
-        said.append(f"to show {nearest} with 80% power: {' or '.join(ways)}; the fewest r (or k) with "
-                    "(t.975 + t.8) sigma / sqrt(r S) <= D, see docs/compare.md")
+    if found.needed is not None:
+        said.append(_settle(found, found.needed))
     return said
+
+
+def _settle(found: Ladder, lacking: Needed) -> str:
+    ways = []
+    if lacking.seeds is not None:
+        ways.append(f"{lacking.seeds} seeds of every size on both sides ({found.more_runs} more runs)")
+    if lacking.sizes is not None and lacking.sizes > len(found.rungs):
+        ways.append(f"{lacking.sizes - len(found.rungs)} larger sizes at the same spacing")
+    if not ways:
+        return ("no sensible number of runs would settle it: the slope lies too near the margin, or the spread is too "
+                "wide")
+    return (f"to show that it {lacking.towards}, with 80% power: {' or '.join(ways)}, the fewest r (or k) with "
+            "(t.975 + t.8) sigma / sqrt(r S) <= D (docs/compare.md)")

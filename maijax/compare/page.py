@@ -10,16 +10,17 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from maijax import overrides, plain
-from maijax.compare import charts
+from maijax import overrides, plain, scaling
+from maijax.compare import charts, static
 from maijax.compare.charts import Chart
 from maijax.compare.ladder import Ladder
 from maijax.compare.meaning import MEANINGS, Difference
-from maijax.compare.measured import Measured, factor, gain_words, spread, verdict_words
+from maijax.compare.measured import Measured, amount, factor, gain_words, spread, verdict_words
+from maijax.compare.runs import NAMES
 from maijax.compare.static import Comparison
 from maijax.errors import UserError
 from maijax.train import chart as shared
-from maijax.words import count, duration
+from maijax.words import count
 
 _OURS = Path(__file__).parent / "assets"
 _THEIRS = Path(shared.__file__).parent / "assets"  # the look of a run's report
@@ -53,6 +54,8 @@ def render(
     if measured is not None:
         parts.append(_measured(measured))
     if compared is not None:
+        if len(compared.experiments) == 2 and measured is None:
+            parts.append(_times(compared))
         parts += [_facts(compared), _figures(charts.of_experiments(compared), "Beside the laws"),
                   _differences(compared)]
     body = "\n".join(part for part in parts if part)
@@ -71,6 +74,27 @@ def _title(compared: Comparison | None, ladders: Sequence[Ladder]) -> str:
         return f"{', '.join(one.b for one in ladders)} against {ladders[0].a}, over scale"
     names = [one.name for one in compared.experiments] if compared else []
     return " beside ".join(names) if len(names) < 4 else f"{names[0]} beside {len(names) - 1} others"
+
+
+def _times(compared: Comparison) -> str:
+    """How many times as large the second of two is."""
+    a, b = compared.experiments
+    pairs = [
+        ("parameters", *(static.active(one) for one in (a, b)), "that touch a token"),
+        ("FLOPs per token", *(scaling.train_flops_per_token(one.model, one.train.seq_len) for one in (a, b)), ""),
+        ("tokens", a.tokens, b.tokens, ""),
+        ("training FLOPs", scaling.train_flops(a), scaling.train_flops(b), ""),
+        ("state", *(scaling.state_bytes(one.model, one.optim) for one in (a, b)), "bytes, in float32"),
+    ]
+    cells = "".join(
+        f'<div><dt>{name}</dt><dd>&#215;&#8201;{_ratio(y / x)}</dd><dd class="aside">{aside or "&#160;"}</dd></div>'
+        for name, x, y, aside in pairs
+    )
+    return f'<p class="lead">{_text(b.name)}, in times of {_text(a.name)}</p>\n<dl class="facts">{cells}</dl>'
+
+
+def _ratio(times: float) -> str:
+    return count(times) if 0.01 <= times < 1e15 else f"{times:.3g}"
 
 
 def _facts(compared: Comparison) -> str:
@@ -104,9 +128,10 @@ def _differences(compared: Comparison) -> str:
             rows += f'<tr class="group"><th colspan="{len(names) + 2}" scope="colgroup">{meaning}</th></tr>\n'
             rows += "".join(map(_difference, mine))
     explained = sum(one.explained for one in compared.differences)
+    differ = f"{len(compared.differences)} values differ" if len(compared.differences) > 1 else "1 value differs"
     return (
-        f"<h2>Differences</h2>\n<p class=\"soft\">{len(compared.differences)} values differ; a scaling rule explains "
-        f'{explained}.</p>\n<div class="table"><table class="facts-table"><thead><tr><th></th>{head}'
+        f'<h2>Differences</h2>\n<p class="soft">{differ}; a scaling rule explains {explained}.</p>\n'
+        f'<div class="table"><table class="facts-table"><thead><tr><th></th>{head}'
         f'<th scope="col" class="why">rule</th></tr></thead>\n<tbody>{rows}</tbody></table></div>'
     )
 
@@ -128,8 +153,8 @@ def _measured(found: Measured) -> str:
         for loss, gap in zip(level.losses, level.differences, strict=True):
             apart = "" if gap is None else f" ({gap[0]:+.3f}" + ("" if gap[1] is None else f"±{gap[1]:.3f}") + ")"
             cells.append(spread(loss) + apart)
-        rows += _row(f"at {_amount(level.budget, level.spent)}", cells)
-    for i, kind in enumerate(("tokens", "FLOPs", "seconds")):
+        rows += _row(f"at {amount(level.budget, level.spent)}", cells)
+    for i, kind in enumerate(NAMES.values()):
         if found.gains:
             rows += _row(f"gain over {names[0]}, in {kind}", ["", *(gain_words(gains[i]) for gains in found.gains)])
     notes = dict.fromkeys([*(f"{side.name}: {side.how}" for side in found.sides if side.how),
@@ -153,14 +178,15 @@ def _ladder(found: Ladder) -> str:
             f"x{factor(sum(rung.gains) / len(gains)):.3g}"
             + (f" ({min(gains):.3g} to {max(gains):.3g})" if len(gains) > 1 else ""),
         ])
-    columns = ("active parameters", found.budget, f"loss {found.a}", f"loss {found.b}", "pairs",
+    columns = ("active parameters", NAMES[found.budget], f"loss {found.a}", f"loss {found.b}", "pairs",
                "configurations tried", "gain")
     head = "".join(f'<th scope="col">{_text(name)}</th>' for name in columns)
     notes = "".join(f"<li>{_text(note)}</li>" for note in (found.why_metric, *words[1:], *found.notes) if note)
     return (
         f'<p class="verdict"><b>{_text(found.b)} over {_text(found.a)}:</b> {_text(words[0])}.</p>\n'
         f'<ul class="soft notes">{notes}</ul>\n{_figures(charts.of_ladder(found), "By size")}\n'
-        f'<div class="table"><table class="facts-table"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+        f'<div class="table"><table class="facts-table"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
+        "</div>"
     )
 
 
@@ -169,7 +195,7 @@ def _figures(found: Sequence[Chart], title: str, *, wide: bool = False) -> str:
     figures = "".join(
         f'<figure class="chart plot"><header><h3>{_text(one.title)}</h3><span class="unit">{_text(one.unit)}</span>'
         f'</header><script type="application/json">{shared.inline_json(one.plain())}</script>'
-        "<noscript><p>The tables below hold the same; the picture needs the page&#8217;s script.</p></noscript></figure>"
+        "<noscript><p>The tables hold the same; the picture needs the page&#8217;s script.</p></noscript></figure>"
         for one in found
     )
     return f'<h2>{_text(title)}</h2>\n<div class="charts{" wide" if wide else ""}">{figures}</div>'
@@ -178,12 +204,6 @@ def _figures(found: Sequence[Chart], title: str, *, wide: bool = False) -> str:
 def _row(name: str, cells: Sequence[str]) -> str:
     return (f'<tr><th scope="row">{_text(name)}</th>'
             + "".join(f'<td class="num">{_text(cell)}</td>' for cell in cells) + "</tr>\n")
-
-
-def _amount(budget: str, spent: float) -> str:
-    if budget == "seconds":
-        return duration(spent)
-    return f"{count(spent)} tokens" if budget == "tokens" else f"{spent:.3g} FLOPs"
 
 
 def _text(value: Any) -> str:

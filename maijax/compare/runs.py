@@ -18,6 +18,7 @@ from maijax.train import metrics, rundir
 
 Budget = Literal["tokens", "flops", "seconds"]
 BUDGETS: tuple[Budget, ...] = ("tokens", "flops", "seconds")
+NAMES: dict[Budget, str] = {"tokens": "tokens", "flops": "FLOPs", "seconds": "seconds"}
 Metric = Literal["loss", "bits_per_byte"]
 UNIT: dict[Metric, str] = {"loss": "nats per token", "bits_per_byte": "bits per byte"}
 
@@ -87,18 +88,18 @@ def read(folder: Path) -> Run:
     """A run folder's evaluations; raises UserError if its experiment.json is damaged."""
     experiment = rundir.load(folder)
     records = metrics.read(folder)
-    clock = [(0, 0.0)] + [(r["step"], float(r["seconds"])) for r in records
-                          if r["kind"] == "train" and _finite(r.get("seconds"))]
+    clock = [(0, 0.0)] + [(r["step"], seconds) for r in records
+                          if r["kind"] == "train" and (seconds := _number(r.get("seconds"))) is not None]
     each = experiment.train.batch_size * experiment.train.seq_len
     flops = scaling.train_flops_per_token(experiment.model, experiment.train.seq_len)
     found: dict[int, Point] = {}
     for record in records:  # the last of a step counts: the look at all held-out text comes after the quick one
-        if record["kind"] == "eval" and _finite(record.get("loss")) and record["step"] > 0:
-            step = record["step"]
-            bits, scored = record.get("bits_per_byte"), record.get("tokens")
+        loss = _number(record.get("loss"))
+        if record["kind"] == "eval" and loss is not None and record["step"] > 0:
+            step, scored = record["step"], record.get("tokens")
             found[step] = Point(
                 step=step, tokens=step * each, flops=step * each * flops, seconds=_seconds(clock, step),
-                loss=float(record["loss"]), bits_per_byte=float(bits) if _finite(bits) else None,
+                loss=loss, bits_per_byte=_number(record.get("bits_per_byte")),
                 scored=scored if isinstance(scored, int) else None,
             )
     return Run(
@@ -202,7 +203,8 @@ def _best(name: str, sides: Sequence[Side], trials: int) -> Side:
     metric, _ = metric_of(sides)
     done = [side for side in sides if all(run.finished for run in side.runs)] or list(sides)
     best = min(done, key=lambda side: side.mean_last(metric))
-    return dataclasses.replace(best, how=f"best of the {trials} runs in {name}, by its last held-out loss")
+    named = f"{Path(name).name}/{best.name}"
+    return dataclasses.replace(best, name=named, how=f"best of the {trials} runs in {name}, by its last held-out loss")
 
 
 def _folders(runs_dir: str | Path, name: str) -> list[Path]:
@@ -256,5 +258,8 @@ def _machine(folder: Path) -> str:
         return ""
 
 
-def _finite(number: Any) -> bool:
-    return isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number)
+def _number(value: Any) -> float | None:
+    """A finite number, or None: what is not finite is null in the file."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)

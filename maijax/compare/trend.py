@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import special
 
 from maijax.errors import UserError
@@ -38,7 +39,7 @@ class Law:
         return math.inf if loss <= self.floor else ((loss - self.floor) / self.scale) ** (-1 / self.exponent)
 
 
-def frontier(compute: Sequence[float], losses: Sequence[float], *, below: float = math.inf) -> Law:
+def frontier(compute: ArrayLike, losses: ArrayLike, *, below: float = math.inf) -> Law:
     """The law through the last losses of several sizes, its floor under all of them and under `below`.
 
     Least squares in the loss, the floor found on a grid. Raises UserError if the loss does not fall with compute.
