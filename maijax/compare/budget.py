@@ -94,7 +94,8 @@ def gain(a: Side, b: Side, budget: Budget, metric: Metric) -> Gain:
     ours = [curve(run, budget, metric) for run in a.runs]
     theirs = [curve(run, budget, metric) for run in b.runs]
     if not all(ours) or not all(theirs):
-        return Gain(budget=budget, factor=None, low=None, high=None, why=f"cannot be told: no {NAMES[budget]} were logged")
+        why = f"cannot be told: no {NAMES[budget]} were logged"
+        return Gain(budget=budget, factor=None, low=None, high=None, why=why)
     pairs = [_factor(x, y) for x in ours for y in theirs]
     known = [factor for factor, _ in pairs if factor is not None]
     if len(known) < len(pairs):

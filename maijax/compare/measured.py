@@ -40,8 +40,10 @@ def measure(sides: Sequence[Side]) -> Measured:
     ends = tuple(budgets.spread([value(run.last, metric) for run in side.runs]) for side in sides)
     levels = [level for kind in BUDGETS for level in budgets.levels(sides, kind, metric)]
     gains = [tuple(budgets.gain(sides[0], side, kind, metric) for kind in BUDGETS) for side in sides[1:]]
-    return Measured(sides=tuple(sides), metric=metric, why_metric=why, ends=ends, levels=tuple(levels), gains=tuple(gains),
-                    cautions=tuple(cautions(sides)))
+    return Measured(
+        sides=tuple(sides), metric=metric, why_metric=why, ends=ends, levels=tuple(levels), gains=tuple(gains),
+        cautions=tuple(cautions(sides)),
+    )
 
 
 def plainly(found: Measured) -> dict[str, Any]:

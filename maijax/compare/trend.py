@@ -111,7 +111,7 @@ def trend(pairs: Sequence[tuple[float, float, float, float]], sizes: Sequence[in
     pairs: compute and loss of A, compute and loss of B; sizes: which size each pair is of, 3 different ones at least.
     The interval is Student's t with pairs - 2 degrees of freedom; where the sizes lie off the line by more than their
     seeds' spread (F test of lack of fit), their means are used and sizes - 2. To its variance that of the law is
-    added, by a parametric bootstrap of A's losses with the same spread.
+    added, by a parametric bootstrap of A's losses with their own spread.
     """
     table, size = np.asarray(pairs, float), np.asarray(sizes)
     kinds = np.unique(size)
@@ -134,7 +134,8 @@ def trend(pairs: Sequence[tuple[float, float, float, float]], sizes: Sequence[in
     spread = float(((fit_x - fit_x.mean()) ** 2).sum())
 
     # What another draw of A's runs would have made of the law, and so of the slope and of the gain at the top.
-    noise = sigma * law.exponent * (losses - law.floor) / np.sqrt([1 if curved else len(rows) for rows in of_size])
+    noise = np.maximum(sigma * law.exponent * (losses - law.floor) / np.sqrt([1 if curved else len(r) for r in of_size]),
+                       _own_noise(law, compute, of_size))
     drawn = losses + np.random.default_rng(seed).normal(size=(_DRAWS, len(kinds))) * noise
     floors, _, exponents = _frontiers(np.log(compute), drawn, least)
     kept = exponents > 1e-3
@@ -211,6 +212,15 @@ def _off_the_line(x: Any, y: Any, size: Any) -> bool:
     about = float(sum(len(y[size == k]) * (y[size == k].mean() - mean - slope * (x[size == k].mean() - x.mean())) ** 2
                       for k in kinds))
     return float(special.fdtrc(outer, inner, (about / outer) / (within / inner))) < _LACK
+
+
+def _own_noise(law: Law, compute: Any, of_size: Any) -> Any:
+    """Standard error of A's mean loss at each size, with what its pairs share: seeds' spread, distance from the law."""
+    losses = np.asarray([rows[:, 1].mean() for rows in of_size])
+    inner = sum(len(rows) - 1 for rows in of_size)
+    within = sum(((rows[:, 1] - rows[:, 1].mean()) ** 2).sum() for rows in of_size) / max(1, inner)
+    left = ((losses - law.floor - law.scale * compute**-law.exponent) ** 2).sum() / max(1, len(losses) - 3)
+    return np.maximum(np.sqrt(within / np.asarray([len(rows) for rows in of_size])), math.sqrt(left))
 
 
 def _averages(size: Any, kinds: Any) -> Any:
