@@ -179,7 +179,7 @@ def _print_measured(found: Measured) -> None:
         head = ("", "tokens", "FLOPs", "seconds")
         table = [(f"  {side.name}", *map(told.gain_words, gains))
                  for side, gains in zip(found.sides[1:], found.gains, strict=True)]
-        rows([head, *table], widths=fit([head, *table], most=(34, 22, 22)))
+        rows([head, *table], widths=fit([head, *table], most=(24, 23, 23)))
     for note in dict.fromkeys([*(gain.why for gains in found.gains for gain in gains), *found.cautions]):
         paragraph(f"note: {note}")
 

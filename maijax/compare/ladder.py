@@ -111,6 +111,11 @@ def of_sides(
     if found.verdict == "cannot be told":
         seeds = len(table) / len(rungs)
         lacking = trends.needed(found, [math.log10(rung.spent("a", budget)) for rung in rungs], seeds)
+    for below, above in zip(rungs, rungs[1:], strict=False):
+        if above.loss("a", metric) >= below.loss("a", metric):
+            notes.append(f"{a} is no better at {above.a.parameters:,} parameters than at {below.a.parameters:,}, so "
+                         "its law is poor and the gains are too: tune its larger sizes first")
+            break
     tried = [(name, max(s.tried for s in sizes)) for name, sizes in ((a, sizes_a), (b, sizes_b))]
     if tried[0][1] != tried[1][1]:
         notes.append("best of up to " + ", ".join(f"{count} configurations a size in {name}" for name, count in tried)

@@ -92,13 +92,15 @@ def expected_loss(experiment: Experiment, tokens: float | None = None) -> float 
 
 def planned(experiment: Experiment, topology: Topology) -> tuple[Estimate, str] | str:
     """(what it takes, its layout) on the experiment's own mesh, else on the fastest that fits; or why it cannot run."""
+    made = None
     if not (problems := checks.problems(experiment, topology)):
         made = estimate(experiment, topology)
-        return made, _layout(made)
+        if made.fits:
+            return made, _layout(made)
     found = search.search(experiment, topology, best=1)
     if found.best:
         return found.best[0].estimate, f"found: {found.best[0].text}"
-    return problems[0] if found.refused else found.losers[0].why if found.losers else problems[0]
+    return (made, _layout(made)) if made is not None else problems[0]
 
 
 def _size(experiments: Sequence[Experiment]) -> Group:

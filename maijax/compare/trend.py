@@ -134,8 +134,8 @@ def trend(pairs: Sequence[tuple[float, float, float, float]], sizes: Sequence[in
     spread = float(((fit_x - fit_x.mean()) ** 2).sum())
 
     # What another draw of A's runs would have made of the law, and so of the slope and of the gain at the top.
-    noise = np.maximum(sigma * law.exponent * (losses - law.floor) / np.sqrt([1 if curved else len(r) for r in of_size]),
-                       _own_noise(law, compute, of_size))
+    rows = np.asarray([1 if curved else len(rows) for rows in of_size])
+    noise = np.maximum(sigma * law.exponent * (losses - law.floor) / np.sqrt(rows), _own_noise(law, compute, of_size))
     drawn = losses + np.random.default_rng(seed).normal(size=(_DRAWS, len(kinds))) * noise
     floors, _, exponents = _frontiers(np.log(compute), drawn, least)
     kept = exponents > 1e-3

@@ -77,7 +77,8 @@ def test_a_gain_below_the_first_evaluation_is_a_bound(tmp_path):
 def test_levels_agree_with_welch(tmp_path):
     ours, theirs = [2.00, 2.03, 1.98], [1.90, 1.91]
     a, b = sides(tmp_path, {
-        "a": [{25: 4.0 + x, 50: 3.0 + x, 100: x} for x in ours], "b": [{25: 4.0 + x, 50: 3.0 + x, 100: x} for x in theirs],
+        "a": [{25: 4.0 + x, 50: 3.0 + x, 100: x} for x in ours],
+        "b": [{25: 4.0 + x, 50: 3.0 + x, 100: x} for x in theirs],
     })
     levels = budget.levels([a, b], "tokens", "loss")
     assert [level.spent for level in levels] == [25 * 512, 50 * 512, 100 * 512]

@@ -12,6 +12,7 @@ from scipy import optimize
 
 from maijax import cli, plain, registry, scaling
 from maijax.compare import meaning, static
+from maijax.config import MeshConfig
 
 
 def lines(compared):
@@ -64,7 +65,7 @@ def test_chinchillas_own_budget():
 def test_a_law_that_guesses_says_nothing(small_large):
     assert lines(small_large)["by law", "loss at the end"].cells() == ["-", "1.895*"]  # 15.06 is above ln 2048
     assert static.expected_loss(registry.get("phi_1b")) == pytest.approx(2.47, abs=0.01)
-    assert lines(static.compare([registry.get("phi_1b")] * 2))["by law", "loss at the end"].cells()[0] == "2.473"
+    assert not any(lines(static.compare([registry.get("phi_1b")] * 2))["by law", "loss at the end"].outside)
 
 
 def test_every_dial_says_what_moves_it(small_large):
@@ -79,21 +80,22 @@ def test_every_dial_says_what_moves_it(small_large):
 def test_a_plan_by_arithmetic_is_the_planners():
     from maijax.plan import arithmetic
 
-    topology = registry.topology("v5e:4x4")
+    topology = registry.topology("v5p:4x4x4")
     one = dataclasses.replace(registry.get("phi_350m"), mesh=registry.mesh("FSDP"))
     found = static.compare([one, registry.get("phi_tiny")], topology)
     plan = {line.what: line.values for line in found.groups[-1].lines}
     told = arithmetic.estimate(one, topology)
     assert plan["step"][0] == told.step_seconds == found.step_seconds[0]
-    assert plan["cost"][0] == pytest.approx(told.days * 24 * 16 * topology.chip.price)
-    assert "does not divide" in plan["layout"][1] and plan["step"][1] is None  # 8 sequences over 16 chips
+    assert plan["cost"][0] == pytest.approx(told.days * 24 * 64 * topology.chip.price)
+    assert "does not divide" in plan["layout"][1] and plan["step"][1] is None  # 8 sequences of 256
 
 
 def test_a_mesh_that_does_not_fit_is_replaced_by_the_best_that_does():
-    found = static.compare([registry.get("mai_7b")] * 2, registry.topology("v5p:4x4x4"))
+    one = dataclasses.replace(registry.get("phi_1b"), mesh=MeshConfig(data=4, fsdp=4))
+    found = static.compare([one, one], registry.topology("v5p:4x4x4"))
     plan = {line.what: line for line in found.groups[-1].lines}
     assert plan["layout"].values[0].startswith("found: ") and plan["fits"].values[0] == "yes"
-    assert "days" in plan["run"].cells()[0] and plan["cost"].cells()[0].startswith("$")
+    assert " h" in plan["run"].cells()[0] and plan["cost"].cells()[0].startswith("$")
 
 
 def test_differences_have_a_meaning_and_a_law():
