@@ -28,6 +28,7 @@ class Series:
     y: Sequence[float]
     high: Sequence[float] = ()  # of a band, whose y is its lower edge
     style: Style = "line"
+    group: str = ""  # shown and hidden together, by this name; "": alone
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -112,7 +113,8 @@ def of_runs(found: Measured) -> Chart:
             x: dict[str, list[float | None]] = {
                 axis: [getattr(point, axis) for point in run.points] for axis in BUDGETS
             }
-            series.append(Series(name=run.name, color=i, x=x, y=[value(p, found.metric) for p in run.points]))
+            series.append(Series(name=run.name, color=i, x=x, y=[value(p, found.metric) for p in run.points],
+                                 group=side.name))
     return Chart(title="Held-out loss", unit=UNIT[found.metric], axes=BUDGETS, series=series)
 
 

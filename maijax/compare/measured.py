@@ -134,8 +134,8 @@ def verdict_words(found: Ladder) -> list[str]:
     if (gone := found.gone_at) is not None:
         said.append(f"on this line it is gone at {gone:.2g} {spent}, which extrapolates")
     if trend.curved:
-        said.append("the sizes lie off a straight line by more than their seeds' spread: more sizes would help, "
-                    "more seeds will not")
+        said.append("the sizes lie off a straight line by more than their seeds' spread, so the interval counts "
+                    "sizes, not seeds: more seeds would not narrow it")
     if found.needed is not None:
         said.append(_settle(found, found.needed))
     return said

@@ -83,6 +83,7 @@ def _times(compared: Comparison) -> str:
         ("parameters", *(static.active(one) for one in (a, b)), "that touch a token"),
         ("FLOPs per token", *(scaling.train_flops_per_token(one.model, one.train.seq_len) for one in (a, b)), ""),
         ("tokens", a.tokens, b.tokens, ""),
+        ("tokens per parameter", *(scaling.tokens_per_parameter(one) for one in (a, b)), ""),
         ("training FLOPs", scaling.train_flops(a), scaling.train_flops(b), ""),
         ("state", *(scaling.state_bytes(one.model, one.optim) for one in (a, b)), "bytes, in float32"),
     ]
@@ -148,7 +149,7 @@ def _measured(found: Measured) -> str:
     names = [side.name for side in found.sides]
     head = "".join(f'<th scope="col" class="s{i % 8}">{_text(name)}</th>' for i, name in enumerate(names))
     rows = _row("at the end", [spread(one) for one in found.ends])
-    for level in found.levels:
+    for level in found.told_levels:
         cells = []
         for loss, gap in zip(level.losses, level.differences, strict=True):
             apart = "" if gap is None else f" ({gap[0]:+.3f}" + ("" if gap[1] is None else f"±{gap[1]:.3f}") + ")"

@@ -80,21 +80,23 @@
     choice("over", data.axes, () => state.axis, (v) => { state.axis = v; });
     choice("x", [[true, "log"], [false, "linear"]], () => state.logX, (v) => { state.logX = v; });
     choice("y", [[true, "log"], [false, "linear"]], () => state.logY, (v) => { state.logY = v; });
-    data.series.forEach((one, i) => {
-      const button = html("button", `${one.style} ${one.color < 0 ? "law" : `c${one.color % 8}`}`, legend, one.name);
+    const groups = new Map();
+    for (const one of data.series) groups.set(one.group || one.name, one);
+    for (const [group, one] of groups) {
+      const button = html("button", `${one.style} ${one.color < 0 ? "law" : `c${one.color % 8}`}`, legend, group);
       button.type = "button";
       button.setAttribute("aria-pressed", true);
       button.addEventListener("click", () => {
-        state.hidden.has(i) ? state.hidden.delete(i) : state.hidden.add(i);
-        button.setAttribute("aria-pressed", !state.hidden.has(i));
+        state.hidden.has(group) ? state.hidden.delete(group) : state.hidden.add(group);
+        button.setAttribute("aria-pressed", !state.hidden.has(group));
         draw();
       });
-    });
+    }
 
     // Of each series what the chosen axes can show.
-    const visible = () => data.series.map((one, i) => {
+    const visible = () => data.series.map((one) => {
       const xs = one.x[state.axis];
-      if (!xs || state.hidden.has(i)) return null;
+      if (!xs || state.hidden.has(one.group || one.name)) return null;
       const points = xs.map((x, k) => [x, one.y[k], one.high[k]])
         .filter(([x, y]) => x !== null && y !== null && (!state.logX || x > 0) && (!state.logY || y > 0));
       return points.length ? { one, points } : null;
@@ -109,7 +111,8 @@
       if (!shown.length) { html("div", "empty", stage, "Nothing to show on these axes."); return; }
       const fx = state.logX ? Math.log10 : (v) => v, fy = state.logY ? Math.log10 : (v) => v;
       const xs = shown.flatMap((s) => s.points.map((p) => p[0]));
-      const ys = shown.flatMap((s) => s.points.flatMap((p) => (p[2] === undefined ? [p[1]] : [p[1], p[2]])));
+      const firm = shown.filter((s) => s.one.style !== "band").flatMap((s) => s.points.map((p) => p[1]));
+      const bands = shown.filter((s) => s.one.style === "band").flatMap((s) => s.points.flatMap((p) => [p[1], p[2]]));
       const span = (values, f, room) => {
         let low = Infinity, high = -Infinity;
         for (const v of values) { const t = f(v); if (t < low) low = t; if (t > high) high = t; }
@@ -118,7 +121,11 @@
       };
       const points = shown.some((s) => s.one.style === "points");
       let [left, right] = span(xs, fx, points ? 0.04 : 0.01);
-      const [bottom, top] = span(ys, fy, 0.05);
+      let [bottom, top] = span(firm.length ? firm : bands, fy, 0.05);
+      if (firm.length && bands.length) {  // a band that says nothing must not squeeze what does
+        const [low, high] = span(bands.filter((v) => !state.logY || v > 0), fy, 0.02), room = 1.5 * (top - bottom);
+        [bottom, top] = [Math.min(bottom, Math.max(low, bottom - room)), Math.max(top, Math.min(high, top + room))];
+      }
       if (!state.logX && left > 0 && left < 0.5 * right) left = 0;
       const back = (t, log) => (log ? 10 ** t : t);
       const yTicks = (state.logY ? decades : nice)(back(bottom, state.logY), back(top, state.logY), Math.max(3, tall / 55));
@@ -140,15 +147,17 @@
       });
       const name = data.axes.find((a) => a[0] === state.axis)[1];
       svg("text", { x: (margin.left + wide - margin.right) / 2, y: tall - 4, "text-anchor": "middle" }, canvas).textContent = name;
+      const inside = svg("svg", { x: margin.left - 7, y: 0, width: wide - margin.left - margin.right + 14, height: tall - margin.bottom + 7,
+        viewBox: `${margin.left - 7} 0 ${wide - margin.left - margin.right + 14} ${tall - margin.bottom + 7}`, class: "inside" }, canvas);
       for (const { one, points } of shown) {
         const color = one.color < 0 ? "law" : `c${one.color % 8}`;
-        const path = (list, at) => list.map((p) => `${X(p[0]).toFixed(1)} ${Y(p[at]).toFixed(1)}`).join("L");
+        const path = (list, at) => list.map((p) => `${X(p[0]).toFixed(1)} ${Math.max(-1e5, Math.min(1e5, Y(p[at]))).toFixed(1)}`).join("L");
         if (one.style === "band") {
           const edge = points.filter((p) => !state.logY || p[2] > 0);
-          svg("path", { class: `band ${color}`, d: `M${path(edge, 1)}L${path([...edge].reverse(), 2)}Z` }, canvas);
+          svg("path", { class: `band ${color}`, d: `M${path(edge, 1)}L${path([...edge].reverse(), 2)}Z` }, inside);
         } else if (one.style === "points" || points.length === 1) {
-          for (const p of points) svg("circle", { class: `mark ${color}`, cx: X(p[0]), cy: Y(p[1]), r: 5.5 }, canvas);
-        } else svg("path", { class: `${one.style} ${color}`, d: `M${path(points, 1)}` }, canvas);
+          for (const p of points) svg("circle", { class: `mark ${color}`, cx: X(p[0]), cy: Y(p[1]), r: 5.5 }, inside);
+        } else svg("path", { class: `${one.style} ${color}`, d: `M${path(points, 1)}` }, inside);
       }
       canvas.setAttribute("aria-label", `${data.title}, ${data.unit}, over ${name}: ` + shown.map(({ one, points }) =>
         `${one.name} ${say(points[0][1], "")} at ${say(points[0][0], state.axis)} to ${say(points.at(-1)[1], "")} at ${say(points.at(-1)[0], state.axis)}`).join("; "));
