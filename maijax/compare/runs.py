@@ -203,8 +203,11 @@ def _best(name: str, sides: Sequence[Side], trials: int) -> Side:
     metric, _ = metric_of(sides)
     done = [side for side in sides if all(run.finished for run in side.runs)] or list(sides)
     best = min(done, key=lambda side: side.mean_last(metric))
-    named = f"{Path(name).name}/{best.name}"
-    return dataclasses.replace(best, name=named, how=f"best of the {trials} runs in {name}, by its last held-out loss")
+    how = f"best of the {trials} runs in {name}, by its last held-out loss"
+    sizes = len({scaling.parameters(side.experiment.model).active for side in sides})
+    if sizes > 2:
+        how += f"; of its {sizes} sizes, --ladder tells more"
+    return dataclasses.replace(best, name=f"{Path(name).name}/{best.name}", how=how)
 
 
 def _folders(runs_dir: str | Path, name: str) -> list[Path]:

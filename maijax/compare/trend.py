@@ -50,7 +50,7 @@ def frontier(compute: ArrayLike, losses: ArrayLike, *, below: float = math.inf) 
     if not exponent > 1e-6:
         raise UserError("the first side's loss does not fall with compute over its sizes, so no gain can be read "
                         "from it; look at its largest runs")
-    return Law(floor=floor, scale=math.exp(scale), exponent=exponent)
+    return Law(floor=floor, scale=math.exp(min(scale, 700.0)), exponent=exponent)
 
 
 def _frontiers(x: Any, y_BN: Any, below: float = math.inf) -> tuple[Any, Any, Any]:
