@@ -24,6 +24,7 @@ _MEANING = {
     "data.workers": "layout",
     "model.kernels": "layout",
     "model.layers": "layout",
+    "model.parametrization": "optimisation",
     "model.remat": "layout",
     "model.vocab_multiple": "layout",
     "train.accumulation": "layout",

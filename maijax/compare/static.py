@@ -23,8 +23,8 @@ _SAY: dict[Kind, Callable[[Any], str]] = {
     "share": lambda v: f"{v:.1%}", "text": str,
 }
 # Looked at even where they are the same and no rule moves them.
-_DIALS = ("optim.name", "optim.lr", "optim.schedule", "optim.warmup", "optim.weight_decay", "optim.b2",
-          "train.batch_size", "train.seq_len", "train.steps")
+_DIALS = ("model.parametrization.name", "optim.name", "optim.lr", "optim.schedule", "optim.warmup", "optim.weight_decay",
+          "optim.b2", "train.batch_size", "train.seq_len", "train.steps")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -163,7 +163,7 @@ def _dials(experiments: Sequence[Experiment]) -> Group:
     origins = [provenance.explain(one) for one in experiments]
     ruled = [path for one in experiments for path, _ in one.rules if any(path in values for values in flat)]
     lines = []
-    for path in dict.fromkeys([*_DIALS, *ruled]):
+    for path in [one for one in dict.fromkeys([*_DIALS, *ruled]) if any(one in values for values in flat)]:
         from_ = dict.fromkeys(_origin(where.get(path, "")) for where in origins)
         lines.append(_line(path, [overrides.show(values[path]) if path in values else None for values in flat],
                            "text", "; ".join(filter(None, from_))))
