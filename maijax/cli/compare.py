@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 from collections import Counter
@@ -71,7 +72,7 @@ def _sides(names: Sequence[str], runs_dir: str) -> tuple[list[Experiment], Measu
         else:
             _unknown(name, runs_dir)
     sides = runs.gather(runs_dir, ran)
-    found += [_renamed(side.experiment, side.name) for side in sides]
+    found += [dataclasses.replace(side.experiment, name=side.name) for side in sides]
     if len(found) < 2:
         raise UserError(f"{' and '.join(names)} are seeds of one experiment, {len(sides[0].runs)} runs: name another "
                         "to compare them with")
@@ -89,12 +90,6 @@ def _unknown(name: str, runs_dir: str) -> None:
         except UserError as error:
             said.append(str(error))
     raise UserError("; ".join(said))
-
-
-def _renamed(experiment: Experiment, name: str) -> Experiment:
-    import dataclasses
-
-    return dataclasses.replace(experiment, name=name)
 
 
 def _ladders(args: argparse.Namespace) -> int:

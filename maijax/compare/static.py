@@ -23,8 +23,8 @@ _SAY: dict[Kind, Callable[[Any], str]] = {
     "share": lambda v: f"{v:.1%}", "text": str,
 }
 # Looked at even where they are the same and no rule moves them.
-_DIALS = ("model.parametrization.name", "optim.name", "optim.lr", "optim.schedule", "optim.warmup", "optim.weight_decay",
-          "optim.b2", "train.batch_size", "train.seq_len", "train.steps")
+_DIALS = ("model.parametrization.name", "optim.name", "optim.lr", "optim.schedule", "optim.warmup",
+          "optim.weight_decay", "optim.b2", "train.batch_size", "train.seq_len", "train.steps")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
