@@ -47,7 +47,7 @@ setup(
     long_description=(ROOT / "README.md").read_text() if (ROOT / "README.md").exists() else "",
     long_description_content_type="text/markdown",
     packages=find_packages(include=["maijax", "maijax.*"]),
-    package_data={"maijax.train": ["assets/*"]},  # what report.html is made of
+    package_data={"maijax.train": ["assets/*"], "maijax.compare": ["assets/*"]},  # what the pages are made of
     cmdclass={"build_py": BuildWithFolders},
     python_requires=">=3.11,<3.14",
     install_requires=[
@@ -62,6 +62,7 @@ setup(
         "absl-py",
         "numpy",
         "rich",
+        "scipy",
         "tensorboardX",
     ],
     extras_require={

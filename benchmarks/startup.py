@@ -18,7 +18,8 @@ import tempfile
 import time
 from pathlib import Path
 
-ANSWERS = (["--help"], ["list"], ["show", "mai_500b"], ["diff", "phi_tiny", "mai_500b"])
+ANSWERS = (["--help"], ["list"], ["show", "mai_500b"], ["diff", "phi_tiny", "mai_500b"],
+           ["compare", "phi_tiny", "mai_500b"])
 
 
 def answer(words: list[str]) -> float:

@@ -91,6 +91,11 @@ def _slots(weight: weights.Weight, optimizer: str) -> int:
     return 2 * weight.size
 
 
+# E, A, B, alpha, beta of `chinchilla_loss`, and the parameters of the models that it was fitted to.
+EPOCH = (1.8172, 482.01, 2085.43, 0.3478, 0.3658)
+EPOCH_RANGE = (70e6, 16e9)
+
+
 def tokens_per_parameter(experiment: Experiment) -> float:
     return experiment.tokens / parameters(experiment.model).active
 
@@ -105,7 +110,18 @@ def chinchilla_loss(params: float, tokens: float) -> float:
 
     Source: Besiroglu et al. (Epoch), arXiv 2404.10102, the refit of Hoffmann's approach 3.
     """
-    return 1.8172 + 482.01 / params**0.3478 + 2085.43 / tokens**0.3658
+    e, a, b, alpha, beta = EPOCH
+    return e + a / params**alpha + b / tokens**beta
+
+
+def compute_optimal(flops: float) -> tuple[float, float]:
+    """(parameters, tokens) with the lowest `chinchilla_loss` among those that 6 N D FLOPs allow.
+
+    Source: Hoffmann et al., arXiv 2203.15556, equation 4: N = G (C/6)^(b/(a+b)), G = (aA/bB)^(1/(a+b)).
+    """
+    _, a, b, alpha, beta = EPOCH
+    params = (alpha * a / (beta * b)) ** (1 / (alpha + beta)) * (flops / 6) ** (beta / (alpha + beta))
+    return params, flops / 6 / params
 
 
 def step_law_lr(params: float, tokens: float) -> float:

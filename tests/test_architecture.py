@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "registry": {"config", "errors", "hardware", "plain"},
     "provenance": {"config", "plain", "registry"},
     "scaling": {"config", "weights"},
+    "words": set(),
     "parallel": VALUES | {"parallel"},
     "models": VALUES | {"models", "parallel"},
     "data": {"config", "data", "errors"},
@@ -31,15 +32,15 @@ MAY_IMPORT = {
     "serve": VALUES | {"serve", "models", "parallel"},
     "train": ARITHMETIC | {"train", "serve", "models", "data", "optim", "parallel", "registry", "provenance"},
     "plan": ARITHMETIC | {"plan", "registry", "hardware", "train", "models", "data", "optim", "parallel"},
-    "compare": ARITHMETIC | {"compare", "train"},
-    "cli": ARITHMETIC | {"cli", "compare", "plan", "hardware", "train", "serve", "data", "parallel", "registry",
-                         "provenance", "", "models"},
+    "compare": ARITHMETIC | {"compare", "plan", "train", "registry", "provenance", "words"},
+    "cli": ARITHMETIC | {"cli", "compare", "words", "plan", "hardware", "train", "serve", "data", "parallel",
+                         "registry", "provenance", "", "models"},
     "__init__": set(),
     "__main__": {"cli"},
 }
 NO_JAX = {
     "__init__", "__main__", "cli", "config", "dims", "errors", "hardware", "overrides", "plain", "provenance",
-    "registry", "rules", "scaling", "weights",
+    "registry", "rules", "scaling", "weights", "words",
 }
 LONGEST_FILE, LONGEST_FUNCTION = 350, 80  # lines
 
@@ -124,6 +125,7 @@ def test_no_drawers():
 
 
 @pytest.mark.parametrize("words", [["list"], ["show", "mai_500b"], ["diff", "phi_tiny", "mai_500b"], ["run", "--help"],
+                                   ["compare", "phi_tiny", "mai_500b"],
                                    ["doctor", "mai_70b", "--topology", "v5p:8x8x8"]])
 def test_quick_verbs_load_only_the_standard_library(words):
     program = (

@@ -20,6 +20,7 @@ FLAGS = {
     "list": "PATTERN --json --module",
     "show": "NAME --json --mesh --module --set",
     "diff": "A B --json --module",
+    "compare": "A --html --json --ladder --module --runs-dir --slices --topology",
     "doctor": "NAME --json --mesh --module --set --slices --topology",
     "plan": "NAME --json --mesh --module --search --set --slices --topology",
     "run": "NAME --dry-run --mesh --module --name --runs-dir --set",
@@ -81,6 +82,9 @@ def test_version(capsys):
     [
         ("lst", "no verb 'lst'; did you mean list?"),
         ("zzz", "no verb 'zzz'; there are list, show"),
+        ("compare phi_tiny", "compare phi_tiny: give two names or more"),
+        ("compare phi_tiny nosuch", "no experiment 'nosuch'; `maijax list` shows them all; no run 'nosuch' in runs"),
+        ("compare --ladder a b --topology v5p:8x8x8", "--ladder reads runs; a --topology is for experiments"),
         ("show", "the following arguments are required: NAME (see maijax show --help)"),
         ("show phi_tny", "no experiment 'phi_tny'; did you mean phi_tiny"),
         ("show phi_tiny --set train.stepz=3", "train.stepz: no such field; did you mean train.steps?"),
@@ -173,14 +177,20 @@ def test_diff_is_grouped_by_meaning_with_the_rule(capsys):
     code, out, _ = run(capsys, "diff", "phi_tiny", "mai_500b")
     assert code == 0
     groups = [line for line in out.splitlines() if line and line[0] != " "]
-    assert groups == ["totals", "shape", "optimisation", "data", "numerics", "layout", "watching"]
+    assert [g for g in groups if not g.startswith("+ ")][:-1] == [
+        "totals", "shape", "optimisation", "data", "numerics", "layout", "watching",
+    ]
+    assert groups[-1] == "31 values differ; a scaling rule explains 3, marked +"
     lines = [" ".join(line.split()) for line in out.splitlines()]
     assert "model.d_model 128 18432" in lines
-    assert any(line.startswith("optim.lr 0.008 8e-5 Step Law") for line in lines)
+    assert any(line.startswith("+ optim.lr 0.008 8e-5 mai_500b: Step Law") for line in lines)
     assert "mesh.fsdp 1 1024" in lines
     assert "model.norm" not in out  # the same in both
     found = json.loads(run(capsys, "diff", "phi_tiny", "mai_500b", "--json")[1])
-    assert found["values"]["model.d_model"] == {"a": 128, "b": 18_432, "meaning": "shape", "rules": []}
+    assert found["values"]["model.d_model"] == {
+        "a": 128, "b": 18_432, "meaning": "shape", "rules": [], "explained": False,
+    }
+    assert found["values"]["optim.lr"]["explained"]
     assert found["values"]["optim.lr"]["rules"][0].startswith("Step Law")
 
 
@@ -188,7 +198,9 @@ def test_diff_of_the_same(capsys):
     assert run(capsys, "diff", "phi_tiny", "phi_tiny")[:2] == (0, "phi_tiny and phi_tiny: every value is the same\n")
 
 
-@pytest.mark.parametrize("words", [["list"], ["diff", "mai_moe_3m", "llama3_405b"]]
+@pytest.mark.parametrize("words", [["list"], ["diff", "mai_moe_3m", "llama3_405b"],
+                                   ["compare", "phi_tiny", "mai_500b"], ["compare", *registry.names()[:7]],
+                                   ["compare", "phi_1b", "mai_moe_1b", "mai_7b", "--topology", "v5e:4x4"]]
                          + [["show", name] for name in registry.names()])
 def test_no_line_is_wider_than_100_columns(capsys, words):
     out = run(capsys, *words)[1]
@@ -216,7 +228,8 @@ def test_numbers_as_people_say_them():
     assert [table.size(n) for n in (512, 14_400_000, 7.99e12)] == ["512 bytes", "14.4 MB", "7.99 TB"]
 
 
-@pytest.mark.parametrize("words", ["--help", "list", "show mai_500b", "diff phi_tiny mai_500b"])
+@pytest.mark.parametrize("words", ["--help", "list", "show mai_500b", "diff phi_tiny mai_500b",
+                                   "compare phi_tiny mai_500b"])
 def test_reading_is_quick(words):
     def seconds() -> float:  # of processor time: another process on this machine does not change it
         before = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -24,6 +24,7 @@ Language-model research in JAX: an experiment is a value, and every size goes th
   maijax run phi_tiny --set optim.lr=3e-3  the same with one value changed
   maijax generate phi_tiny --prompt "Once upon a time"
   maijax diff phi_tiny mai_500b            what differs between small and large, and why
+  maijax compare phi_tiny mai_500b         both side by side; runs and whole ladders, too
   maijax plan mai_70b --topology v5p:8x8x8 compile it for a machine that is not here: memory, time, cost
   maijax fit runs/ladder-*                 a scaling law of finished runs, and what it foretells
 """
@@ -50,6 +51,20 @@ Examples:
   maijax fit runs/ladder-* --predict phi_tiny       foretell a run's loss, and keep it
   maijax run phi_tiny && maijax fit --ledger        make the run, and score what was foretold
   maijax fit published.csv --json --html fit.html   points of your own, for programs and as a page
+"""
+
+
+_COMPARING = """\
+Experiments are compared by arithmetic, in a blink: size, FLOPs, state, what laws expect, what moves each value.
+Runs are compared by what they measured, at equal tokens, FLOPs and seconds; seeds of one experiment count as one.
+
+  maijax compare phi_tiny mai_500b                            small beside large
+  maijax compare mai_70b mai_500b --topology v5p:16x16x32     and what each takes there, by the planner's model
+  maijax compare runs/phi_tiny runs/phi_tiny-optim.lr-3e-3    two runs, the gain of the second over the first
+  maijax compare muon-s0 muon-s1 adamw-s0 adamw-s1 --html c.html
+  maijax compare --ladder "plain-*" "mup-*"                   does the gain grow, hold or fade with scale?
+
+A sweep stands for its best run. Example: maijax compare phi_tiny mai_500b --html small_large.html
 """
 
 
@@ -103,10 +118,22 @@ def _reading_verbs(verb) -> None:
     _experiment(plans)
     _topology(plans, required=True)
     plans.add_argument("--search", action="store_true", help="look for the fastest layout, and compile the best few")
-    for one in (lists, diffs):
+    compares = _compare(verb)
+    for one in (lists, diffs, compares):
         _module(one)
-    for one in (lists, shows, diffs, doctor, plans):
+    for one in (lists, shows, diffs, doctor, plans, compares):
         _json(one)
+
+
+def _compare(verb) -> argparse.ArgumentParser:
+    made = verb("compare", "compare:compare", "put experiments, runs or whole ladders side by side", _COMPARING)
+    made.add_argument("names", metavar="A", nargs="+", help="an experiment; a run's name or folder; a sweep")
+    _topology(made, required=False)
+    made.add_argument("--ladder", action="store_true",
+                      help="does the gain of the others over the first grow with scale? needs runs of 3 sizes or more")
+    made.add_argument("--html", metavar="FILE", help="write it as one page that needs no network")
+    made.add_argument("--runs-dir", default="runs", metavar="DIR", help="where runs are kept (default: ./runs)")
+    return made
 
 
 def _running_verbs(verb) -> None:

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maijax.cli import choose
-from maijax.cli.table import count, paragraph, rows
+from maijax.cli.table import paragraph, rows
 from maijax.cli.table import fit as fitted
 from maijax.errors import UserError
+from maijax.words import count
 
 if TYPE_CHECKING:
     from maijax.compare import fits, isoflop, ledger, points

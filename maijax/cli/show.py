@@ -11,31 +11,9 @@ from typing import Any
 from maijax import overrides, plain, provenance, registry, scaling
 from maijax.cli import choose
 from maijax.cli.table import count, fit, paragraph, rows, size
+from maijax.compare.meaning import MEANINGS, Difference, differences
 from maijax.config import Experiment
 from maijax.errors import UserError
-
-# What a difference means, by the start of its path; the longest start that fits decides.
-_MEANING = {
-    "model": "shape",
-    "optim": "optimisation",
-    "train": "optimisation",
-    "data": "data",
-    "train.seq_len": "data",
-    "model.dtype": "numerics",
-    "model.norm_eps": "numerics",
-    "train.z_loss": "numerics",
-    "mesh": "layout",
-    "model.layers": "layout",
-    "model.remat": "layout",
-    "model.kernels": "layout",
-    "train.log_every": "watching",
-    "train.eval": "watching",
-    "train.sample_every": "watching",
-    "train.prompt": "watching",
-    "train.checkpoint_every": "watching",
-    "train.keep": "watching",
-}
-_ORDER = ("shape", "optimisation", "data", "numerics", "layout", "watching")
 
 
 def list_(args: argparse.Namespace) -> int:
@@ -91,25 +69,24 @@ def show(args: argparse.Namespace) -> int:
 
 def diff(args: argparse.Namespace) -> int:
     a, b = (choose.named(name, args.module) for name in (args.a, args.b))
-    changed = plain.diff(a, b)
-    reasons = {path: _reasons(path, a, b) for path in changed}
+    found = differences([a, b])
     if args.json:
         values = {
-            path: {"a": _json(x), "b": _json(y), "meaning": _meaning(path), "rules": reasons[path]}
-            for path, (x, y) in changed.items()
+            one.path: {"a": _json(one.values[0]), "b": _json(one.values[1]), "meaning": one.meaning,
+                       "rules": list(one.reasons), "explained": one.explained}
+            for one in found
         }
         print(json.dumps({"a": a.name, "b": b.name, "values": values, "totals": [_totals(a), _totals(b)]}, indent=1))
         return 0
-    if not changed:
+    if not found:
         print(f"{a.name} and {b.name}: every value is the same")
         return 0
     pairs = zip(_totals_text(a), _totals_text(b), strict=True)
     groups = {"totals": [(name, x, y, "") for (name, x, _), (_, y, _) in pairs if x != y]}
-    for meaning in _ORDER:
+    for meaning in MEANINGS:
         groups[meaning] = [
-            (f"  {path}", text(x), text(y), "; ".join(reasons[path]))
-            for path, (x, y) in changed.items()
-            if _meaning(path) == meaning
+            (f"{'+' if one.explained else ' '} {one.path}", text(one.values[0]), text(one.values[1]), _law(one, a, b))
+            for one in found if one.meaning == meaning
         ]
     head = ("", a.name, b.name, "rule")
     widths = fit([head, *(row for table in groups.values() for row in table)], most=(36, 24, 24))
@@ -118,6 +95,9 @@ def diff(args: argparse.Namespace) -> int:
         if table:
             print(group)
             rows(table, widths=widths)
+    explained = sum(one.explained for one in found)
+    differ = f"{len(found)} values differ" if len(found) > 1 else "1 value differs"
+    print(f"\n{differ}; a scaling rule explains {explained}{', marked +' if explained else ''}")
     return 0
 
 
@@ -161,13 +141,12 @@ def _question(name: str) -> str:
     return registry.entry(name).doc.partition("\n")[0]
 
 
-def _meaning(path: str) -> str:
-    return _MEANING[max((start for start in _MEANING if path.startswith(start)), key=len)]
-
-
-def _reasons(path: str, a: Experiment, b: Experiment) -> list[str]:
-    """The laws that either side derives the value by, each once."""
-    return list(dict.fromkeys(law for experiment in (a, b) for at, law in experiment.rules if at == path))
+def _law(one: Difference, a: Experiment, b: Experiment) -> str:
+    """The rules, and whose value each gives where it is not both."""
+    both = [law for law in one.laws[0] if law in one.laws[1]]
+    own = [f"{name}: {law}" for name, laws in zip((a.name, b.name), one.laws, strict=True)
+           for law in laws if law not in both]
+    return "; ".join([*both, *own])
 
 
 def _json(value: Any) -> Any:

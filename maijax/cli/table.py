@@ -1,9 +1,12 @@
-"""Plain tables of at most 100 columns, and numbers as people say them."""
+"""Plain tables of at most 100 columns; numbers as `maijax.words` says them."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable, Sequence
+
+from maijax.words import count as count
+from maijax.words import size as size
 
 WIDTH = 100  # columns
 _GAP = 2
@@ -36,19 +39,3 @@ def paragraph(text: str) -> None:
 def _wrap(text: str, width: int) -> list[str]:
     indent = " " * (len(text) - len(text.lstrip()))
     return textwrap.wrap(text, width, subsequent_indent=indent, break_on_hyphens=False) or [""]
-
-
-def count(number: float) -> str:
-    """1115264 as 1.12M."""
-    for unit, name in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
-        if number >= unit:
-            return f"{number / unit:.3g}{name}" if number / unit < 999.5 else f"{number / unit:.0f}{name}"
-    return f"{number:.3g}"
-
-
-def size(number: float) -> str:
-    """Bytes, in powers of ten as makers of memory count them."""
-    for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "KB")):
-        if number >= unit:
-            return f"{number / unit:.3g} {name}"
-    return f"{number:.0f} bytes"

@@ -1,1 +1,1 @@
-"""Small beside large: scaling fits, predictions that are kept and scored, comparisons."""
+"""Small beside large: by arithmetic, by what runs measured, by how a gain moves with scale, by laws fitted to runs."""

@@ -112,8 +112,11 @@ class Program:
     def _resolve(self, where: Mapping[str, Instruction], name: str) -> tuple[str, int]:
         """("constant", its value), ("carried", the tuple's index) or ("else", 0) for a scalar of a computation."""
         one = where.get(name)
-        while one is not None and one.op in ("copy", "bitcast", "convert") and one.names[0] in where:
-            one = where[one.names[0]]
+        while one is not None and one.op in ("copy", "bitcast", "convert") and one.names[0].partition("#")[0] in where:
+            name = one.names[0]
+            one = where.get(name)
+        if one is None and (part := re.fullmatch(r"[^#]+#(\d+)", name)):  # newer text: an element of a tuple, in place
+            return "carried", int(part.group(1))
         if one is not None and one.op == "constant" and one.operands.lstrip("-").isdecimal():
             return "constant", int(one.operands)
         if one is not None and one.op == "get-tuple-element":

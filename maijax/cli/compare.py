@@ -1,0 +1,234 @@
+"""The verb compare: experiments by arithmetic, runs by what they measured, ladders by how a gain moves. No jax."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from maijax import plain, registry
+from maijax.cli.table import fit, paragraph, rows
+from maijax.compare import static
+from maijax.compare.static import Comparison
+from maijax.config import Experiment
+from maijax.errors import UserError
+from maijax.words import count, duration
+
+if TYPE_CHECKING:
+    from maijax.compare.ladder import Ladder
+    from maijax.compare.measured import Measured
+
+_BESIDE = 3  # experiments in one table of 100 columns
+_CELL = 17
+
+
+def compare(args: argparse.Namespace) -> int:
+    """Prints text or JSON, and writes a page where one is asked for; raises UserError for names that lead nowhere."""
+    if args.module:
+        registry.load_module(args.module)
+    if len(args.names) < 2:
+        raise UserError(f"compare {args.names[0]}: give two names or more, e.g. `maijax compare {args.names[0]} B`")
+    topology = registry.topology(args.topology, args.slices) if args.topology else None
+    if args.ladder:
+        if topology:
+            raise UserError("--ladder reads runs; a --topology is for experiments: leave one out")
+        return _ladders(args)
+    experiments, measured = _sides(args.names, args.runs_dir)
+    compared = static.compare(experiments, topology)
+    if args.json:
+        print(json.dumps(plainly(compared, measured), indent=1))
+    else:
+        _print_static(compared)
+        if measured is not None:
+            _print_measured(measured)
+        _hint(args)
+    if args.html:
+        _write(args.html, compared=compared, measured=measured, say=not args.json)
+    return 0
+
+
+def _sides(names: Sequence[str], runs_dir: str) -> tuple[list[Experiment], Measured | None]:
+    """The experiments that the names mean, and what the runs among them measured.
+
+    A name that is an experiment's and a run's means the experiment if all the others are experiments, else the run.
+    """
+    registered = set(registry.names())
+    if all(name in registered for name in names):
+        return [registry.get(name) for name in names], None
+    from maijax.compare import measured, runs
+
+    found: list[Experiment] = []
+    ran: list[str] = []
+    for name in names:
+        if runs.is_run(runs_dir, name):
+            ran.append(name)
+        elif name in registered:
+            found.append(registry.get(name))
+        else:
+            _unknown(name, runs_dir)
+    sides = runs.gather(runs_dir, ran)
+    found += [dataclasses.replace(side.experiment, name=side.name) for side in sides]
+    if len(found) < 2:
+        raise UserError(f"{' and '.join(names)} are seeds of one experiment, {len(sides[0].runs)} runs: name another "
+                        "to compare them with")
+    return found, measured.measure(sides) if sides else None
+
+
+def _unknown(name: str, runs_dir: str) -> None:
+    """Raises with what is near, of experiments and of runs."""
+    from maijax.train import rundir
+
+    said = []
+    for look in (lambda: registry.entry(name), lambda: rundir.find(runs_dir, name)):
+        try:
+            look()
+        except UserError as error:
+            said.append(str(error))
+    raise UserError("; ".join(said))
+
+
+def _ladders(args: argparse.Namespace) -> int:
+    from maijax.compare import ladder, measured
+
+    first, *others = args.names
+    found = [ladder.ladder(args.runs_dir, first, other) for other in others]
+    if args.json:
+        print(json.dumps({"ladders": [measured.ladder_plainly(one) for one in found]}, indent=1))
+    else:
+        for one in found:
+            _print_ladder(one)
+    if args.html:
+        _write(args.html, ladders=found, say=not args.json)
+    return 0
+
+
+def plainly(compared: Comparison, measured: Measured | None) -> dict[str, Any]:
+    """For programs: numbers as they are, None where there is none."""
+    from maijax.compare import measured as told
+
+    return {
+        "names": [one.name for one in compared.experiments],
+        "facts": {group.title: {line.what: {"values": list(line.values), "note": line.note,
+                                            "outside_law": list(line.outside)} for line in group.lines}
+                  for group in compared.groups},
+        "differences": {one.path: {
+            "values": [None if v is plain.ABSENT else plain.to_plain(v) for v in one.values],
+            "meaning": one.meaning, "rules": list(one.reasons), "explained": one.explained,
+        } for one in compared.differences},
+    } | ({} if measured is None else {"measured": told.plainly(measured)})
+
+
+def _print_static(compared: Comparison) -> None:
+    names = [one.name for one in compared.experiments]
+    for first in range(0, len(names), _BESIDE):
+        part = slice(first, first + _BESIDE)
+        head = ("", *names[part], "")
+        tables = {group.title: [(f"  {line.what}", *line.cells()[part], line.note) for line in group.lines]
+                  for group in compared.groups}
+        every = [head, *(row for table in tables.values() for row in table)]
+        widths = fit(every, most=(27, *[_CELL] * len(names[part])))
+        rows([head] if not first else [("",) * len(head), head], widths=widths)
+        for title, table in tables.items():
+            print(f"\n{title}")
+            rows(table, widths=widths)
+    print()
+    if any(mark for group in compared.groups for line in group.lines for mark in line.outside):
+        paragraph("* beyond the sizes that the law was fitted to")
+    paragraph(difference_words(compared))
+
+
+def difference_words(compared: Comparison) -> str:
+    """How many values differ, in what, and how many a rule explains."""
+    found = compared.differences
+    if not found:
+        return "every value is the same"
+    kinds = Counter(one.meaning for one in found)
+    explained = sum(one.explained for one in found)
+    parts = ", ".join(f"{number} in {kind}" for kind, number in kinds.items())
+    differ = f"{len(found)} values differ" if len(found) > 1 else "1 value differs"
+    return f"{differ}: {parts}; a scaling rule explains {explained}"
+
+
+def _print_measured(found: Measured) -> None:
+    from maijax.compare import measured as told
+
+    print(f"\nheld-out loss ({found.why_metric})")
+    head = ("", "at the end", "tokens", "FLOPs", "time")
+    table = [(f"  {side.name}", told.spread(found.ends[i]), count(side.runs[0].last.tokens),
+              f"{side.runs[0].last.flops:.3g}", _time(side.runs[0].last.seconds)) for i, side in enumerate(found.sides)]
+    rows([head, *table], widths=fit([head, *table], most=(40, 18, 10, 10)))
+    for side in found.sides:
+        if side.how:
+            paragraph(f"{side.name}: {side.how}")
+    if found.levels:
+        print("\nat equal budget, and the difference to the first (95% interval over seeds)")
+        for first in range(0, len(found.sides), _BESIDE):
+            _print_levels(found, list(range(first, min(first + _BESIDE, len(found.sides)))))
+    if found.gains:
+        print(f"\ngain: how many times as much {found.sides[0].name} needs to come as low")
+        head = ("", "tokens", "FLOPs", "seconds")
+        table = [(f"  {side.name}", *map(told.gain_words, gains))
+                 for side, gains in zip(found.sides[1:], found.gains, strict=True)]
+        rows([head, *table], widths=fit([head, *table], most=(24, 23, 23)))
+    for note in dict.fromkeys([*(gain.why for gains in found.gains for gain in gains), *found.cautions]):
+        paragraph(f"note: {note}")
+
+
+def _print_levels(found: Measured, which: list[int]) -> None:
+    from maijax.compare import measured as told
+
+    head = ("", *(found.sides[i].name for i in which))
+    table = []
+    for level in found.told_levels:
+        cells = []
+        for i in which:
+            text, gap = told.spread(level.losses[i]), level.differences[i]
+            if gap is not None:
+                text += f" ({gap[0]:+.3f}" + (f"±{gap[1]:.3f})" if gap[1] is not None else ")")
+            cells.append(text)
+        table.append((f"  {told.amount(level.budget, level.spent)}", *cells))
+    rows([head, *table], widths=[20, *[78 // len(which) - 2] * len(which)])
+
+
+def _print_ladder(found: Ladder) -> None:
+    from maijax.compare import measured as told
+
+    print(f"gain of {found.b} over {found.a}, by size ({found.why_metric})\n")
+    head = ("  parameters", "FLOPs", "loss A", "loss B", "seeds", "tried", "gain")
+    table = []
+    for rung in found.rungs:
+        gains = [told.factor(g) for g in rung.gains]
+        mean = told.factor(sum(rung.gains) / len(rung.gains))
+        range_ = f" ({min(gains):.3g} to {max(gains):.3g})" if len(gains) > 1 else ""
+        table.append((f"  {count(rung.a.parameters)}", f"{rung.spent('a', 'flops'):.3g}",
+                      f"{rung.loss('a', found.metric):.4f}", f"{rung.loss('b', found.metric):.4f}",
+                      str(len(rung.pairs)), f"{rung.a.tried}, {rung.b.tried}", f"x{mean:.3g}{range_}"))
+    rows([head, *table], widths=fit([head, *table], most=(14, 12, 10, 10, 6, 8)))
+    print()
+    for said in told.verdict_words(found):
+        paragraph(said)
+    for note in found.notes:
+        paragraph(f"note: {note}")
+
+
+def _time(seconds: float | None) -> str:
+    return "-" if seconds is None else duration(seconds)
+
+
+def _hint(args: argparse.Namespace) -> None:
+    """Names of experiments that are runs, too."""
+    there = [name for name in args.names if (Path(args.runs_dir) / name / "experiment.json").is_file()]
+    if len(there) == len(args.names) and all(name in registry.names() for name in there):
+        paragraph(f"what their runs measured: maijax compare {' '.join(f'{args.runs_dir}/{name}' for name in there)}")
+
+
+def _write(file: str, *, say: bool, **parts: Any) -> None:
+    from maijax.compare import page
+
+    path = page.write(file, **parts)
+    print(f"page: {path}", file=sys.stdout if say else sys.stderr)
