@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maijax.cli import choose
-from maijax.cli.table import paragraph, rows
 from maijax.cli.table import fit as fitted
+from maijax.cli.table import paragraph, rows
 from maijax.errors import UserError
 from maijax.words import count
 
