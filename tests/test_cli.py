@@ -23,6 +23,8 @@ FLAGS = {
     "doctor": "NAME --json --mesh --module --set --slices --topology",
     "plan": "NAME --json --mesh --module --search --set --slices --topology",
     "run": "NAME --dry-run --mesh --module --name --runs-dir --set",
+    "sweep": "NAME --dry-run --json --launcher --mesh --module --name --prune --runs-dir --sampler --set --together "
+             "--trials --workers",
     "eval": "RUN --field --json --runs-dir --source",
     "generate": "RUN --max-tokens --num --prompt --runs-dir --seed --temperature --top-k --top-p",
 }
