@@ -50,7 +50,13 @@ class Range:
             found = math.exp(math.log(self.low) + share * (math.log(self.high) - math.log(self.low)))
         else:
             found = self.low + share * (self.high - self.low)
-        return overrides.show(round(found)) if self.whole else overrides.show(float(f"{found:.6g}"))
+        if self.whole:
+            return overrides.show(round(found))
+        return overrides.show(found if share in (0.0, 1.0) else self.near(found))
+
+    def near(self, value: float) -> float:
+        """A number to 6 digits, which a person can read, yet inside the range."""
+        return min(max(float(f"{value:.6g}"), self.low), self.high)
 
     def grid(self) -> list[str]:
         count = self.points or 1

@@ -56,6 +56,8 @@ def _value(text: str) -> int | float | str:
 class Local:
     """Processes of this machine, each with its share of the cores and, where there are any, its own GPU."""
 
+    words = (sys.executable, "-m", "maijax.sweep.worker")
+
     def __init__(self, folder: Path, workers: int, together: int, options: dict[str, Any]) -> None:
         self.folder, self.workers, self.together = folder, workers, together
         self._places: dict[int, subprocess.Popen] = {}
@@ -66,7 +68,7 @@ class Local:
         logs.mkdir(exist_ok=True)
         cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
         own = cores[place::self.workers] or cores
-        words = [sys.executable, "-m", "maijax.sweep.worker", str(self.folder), str(self.workers), str(self.together)]
+        words = [*self.words, str(self.folder), str(self.workers), str(self.together)]
         with open(logs / f"{place}.log", "ab") as log:
             # A session of its own: Ctrl-C is the driver's, which hands it on.
             process = subprocess.Popen(

@@ -43,10 +43,10 @@ def render(study: Study) -> str:
     dimensions = study.sweep.dimensions
     colour = _colour(dimensions)
     charts = "\n".join(
-        _chart(path, one, measured, colour if colour != path else None) for path, one in dimensions.items() if measured
+        _chart(path, one, measured, colour if colour != path else None) for path, one in dimensions.items()
     )
     top = best(trials)
-    lead = f"{study.count} trials of {study.sweep.base.name}, {len(measured)} finished."
+    lead = f"{study.count} trials, {len(measured)} finished."
     if top is not None and top.result is not None:
         told = ", ".join(f"{path} = {text}" for path, text in top.point.items())
         lead += f" Best: trial {top.number}, {top.result.bits_per_byte:.4f} bits per byte, at {told}."
@@ -60,7 +60,7 @@ def render(study: Study) -> str:
         f'<h1>{escape(study.folder.name)}</h1>\n<p class="lead">{escape(lead)}</p>\n'
         f'<h2>Held-out bits per byte</h2>\n<div class="charts">\n{charts}\n</div>\n'
         f"<h2>Trials</h2>\n{_table(study, trials)}\n"
-        "<footer>Made by maijax from the run folders of this sweep&#8217;s folder.</footer>\n</main>\n</body>\n</html>\n"
+        "<footer>Made by maijax from this sweep&#8217;s run folders.</footer>\n</main>\n</body>\n</html>\n"
     )
 
 

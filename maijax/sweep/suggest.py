@@ -66,4 +66,4 @@ def _to_optuna(dimension: Dimension, text: str) -> Any:
 def _from_optuna(dimension: Dimension, value: Any) -> str:
     if isinstance(dimension, Choice):
         return value
-    return overrides.show(value if dimension.whole else min(max(float(f"{value:.6g}"), dimension.low), dimension.high))
+    return overrides.show(value if dimension.whole else dimension.near(value))

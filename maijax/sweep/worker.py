@@ -30,22 +30,16 @@ def work(folder: str, workers: int, together: int) -> int:
 
     Asked by SIGTERM, Ctrl-C, or SIGUSR2, which Slurm sends before a job's time is up.
     """
-    from maijax.data import cachedir
-    from maijax.train import memory, programs
-
-    memory.reuse_freed_memory()
     with Interrupt() as asked:
         signal.signal(signal.SIGUSR2, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
         if os.environ.get(TIED):
             threading.Thread(target=_leave_with_the_driver, daemon=True).start()
-        cache = cachedir.ready(cachedir.default())
-        programs.keep(cache)
         study = Study.load(Path(folder).absolute())
         while asked.asked is None:
             claims = study.claim(together, workers)
             if not claims:
                 return 0
-            together, stopped = _run(study, claims, cache, together)
+            together, stopped = run_claimed(study, claims, together)
             if stopped:
                 break
         return STOPPED
@@ -58,8 +52,14 @@ def _leave_with_the_driver() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _run(study: Study, claims: list[Claim], cache: Path, together: int) -> tuple[int, bool]:
+def run_claimed(study: Study, claims: list[Claim], together: int) -> tuple[int, bool]:
     """Runs claimed trials; (how many to take from now on, whether it was asked to stop)."""
+    from maijax.data import cachedir
+    from maijax.train import memory, programs
+
+    memory.reuse_freed_memory()  # before XLA starts its threads
+    cache = cachedir.ready(cachedir.default())
+    programs.keep(cache)
     import jax
 
     from maijax.sweep import vectorised
