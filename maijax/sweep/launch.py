@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import logging
 import os
 import subprocess
 import sys
@@ -190,7 +191,7 @@ class Ray:
         self.folder, self.workers, self.together = folder, workers, together
         self._ray: Any = ray
         if not ray.is_initialized():
-            ray.init(logging_level="ERROR", log_to_driver=False, include_dashboard=False)
+            ray.init(logging_level=logging.ERROR, log_to_driver=False, include_dashboard=False)
         try:
             self._task: Any = ray.remote(max_calls=1, max_retries=0, **options)(worker.work)
         except (ValueError, TypeError) as error:

@@ -1,8 +1,8 @@
 """Trials in one program are, each, the run that it would have been alone."""
 
-import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 from sweep_parts import tiny
@@ -11,8 +11,9 @@ from maijax import overrides
 from maijax.space import Sweep
 from maijax.sweep import groups, vectorised, worker
 from maijax.sweep.study import Study
-from maijax.train import loop, rundir
+from maijax.train import environment, loop, rundir
 from maijax.train.metrics import read
+from maijax.train.trainer import Trainer
 
 RECORD = {"name": "tiny", "provenance": {}, "totals": {}}
 
@@ -22,65 +23,65 @@ def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")
 
 
+def logged(folder) -> list[dict]:
+    return [line for line in read(folder) if line["kind"] == "train"]
+
+
 def losses(folder) -> np.ndarray:
-    return np.asarray([line["loss"] for line in read(folder) if line["kind"] == "train"])
+    return np.asarray([line["loss"] for line in logged(folder)])
 
 
 def figures(folder) -> list[tuple]:
     return [(line["step"], line["bits_per_byte"], line.get("final")) for line in read(folder) if line["kind"] == "eval"]
 
 
-def stories(folder) -> list[str]:
-    return [line["text"] for line in read(folder) if line["kind"] == "sample"]
-
-
 def never(*_) -> bool:
     return False
 
 
-def one_device(experiment):
-    return dataclasses.replace(experiment, mesh=dataclasses.replace(experiment.mesh, data=1))
+def alone(experiment, folder, cache) -> None:
+    """As `maijax run` of it on one device."""
+    one = jax.devices()[:1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "devices", lambda *_: one)
+        assert loop.run(experiment, folder, cache=cache, record=RECORD).finished
 
 
-@pytest.mark.parametrize("vmap", [False, True])
-@pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_one_program_equals_separate_runs(corpus, cache, tmp_path, monkeypatch, name, vmap):
+@pytest.fixture
+def quick(monkeypatch):
+    """No stories and no measuring of the machine: they take longer than all the rest."""
+    monkeypatch.setattr(environment, "matmul_peak", lambda *_: 1e9)
+    monkeypatch.setattr(Trainer, "sample", lambda self, *_, count=1, **__: ["x"] * count)
+
+
+@pytest.mark.parametrize(("name", "vmap", "which"), [("muon", False, 0), ("adamw", True, 1)])
+def test_one_program_equals_separate_runs(corpus, cache, tmp_path, monkeypatch, quick, name, vmap, which):
     if vmap:  # what accelerators get
         program = vectorised.program
         monkeypatch.setattr(vectorised, "program", lambda e, layout, **_: program(e, layout, vmap=True))
-    base = overrides.apply(tiny(corpus), [f"optim.name={name}", "optim.adam_lr=0.02", "mesh.data=1"])
-    settings = [
-        ["optim.lr=0.003", "optim.warmup=0"],
-        ["optim.lr=0.03", "optim.weight_decay=0", "optim.b1=0.8"],
+    base = overrides.apply(tiny(corpus), [f"optim.name={name}", "optim.adam_lr=0.02"])
+    experiments = [overrides.apply(base, settings) for settings in (
+        ["optim.lr=0.003", "optim.warmup=0", "optim.weight_decay=0", "optim.b1=0.8"],
         ["optim.lr=0.03", "train.seed=5", "optim.adam_lr=0.004", "optim.final_fraction=0.5"],
-    ]
-    experiments = [overrides.apply(base, one) for one in settings]
-    shapes = {groups.signature(e) for e in experiments}
-    assert len(shapes) == 1 and None not in shapes
-    together = [tmp_path / f"together-{i}" for i in range(3)]
-    found = vectorised.run(experiments, together, cache=cache, records=[RECORD] * 3, watch=never)
-    for i, experiment in enumerate(experiments[:3] if not vmap else experiments[2:], 2 if vmap else 0):
-        monkeypatch.setattr("jax.devices", lambda *_, d=__import__("jax").devices()[:1]: d)
-        alone = loop.run(experiment, tmp_path / f"alone-{i}", cache=cache, record=RECORD)
-        monkeypatch.undo()
-        assert alone.finished and found[i].finished
-        np.testing.assert_allclose(losses(together[i]), losses(tmp_path / f"alone-{i}"), rtol=1e-5, atol=1e-5)
-        a, b = figures(together[i]), figures(tmp_path / f"alone-{i}")
-        assert [x[0::2] for x in a] == [x[0::2] for x in b]
-        np.testing.assert_allclose([x[1] for x in a], [x[1] for x in b], rtol=1e-5)
-        hashes = [[r["token_hash"] for r in read(f) if r["kind"] == "train"] for f in (together[i], tmp_path / f"alone-{i}")]
-        assert hashes[0] == hashes[1]
-        names = {p.name for p in together[i].iterdir()}
-        assert names >= {p.name for p in (tmp_path / f"alone-{i}").iterdir()}
+    )]
+    folders = [tmp_path / "0", tmp_path / "1"]
+    found = vectorised.run(experiments, folders, cache=cache, records=[RECORD] * 2, watch=never)
+    assert all(outcome.finished for outcome in found)
+    together, apart = folders[which], tmp_path / "apart"
+    alone(experiments[which], apart, cache)
+    np.testing.assert_allclose(losses(together), losses(apart), rtol=1e-5, atol=1e-5)
+    assert [line["token_hash"] for line in logged(together)] == [line["token_hash"] for line in logged(apart)]
+    assert not np.allclose(losses(folders[0]), losses(folders[1]), rtol=1e-3)
+    a, b = figures(together), figures(apart)
+    assert [x[0::2] for x in a] == [x[0::2] for x in b]
+    np.testing.assert_allclose([x[1] for x in a], [x[1] for x in b], rtol=1e-5)
+    assert {p.name for p in together.iterdir()} >= {p.name for p in apart.iterdir()}
 
 
-def test_stopped_together_and_gone_on_alone_is_never_stopped(corpus, cache, tmp_path, monkeypatch):
-    base = overrides.apply(tiny(corpus), ["mesh.data=1"])
-    experiments = [overrides.apply(base, [f"optim.lr={lr}"]) for lr in (0.01, 0.02, 0.04)]
-    whole, halved = ([tmp_path / f"{name}-{i}" for i in range(3)] for name in ("whole", "halved"))
-    go = {"cache": cache, "records": [RECORD] * 3, "watch": never}
-    vectorised.run(experiments, whole, **go)
-
+def test_stopped_together_and_gone_on_alone_is_never_stopped(corpus, cache, tmp_path, monkeypatch, quick):
+    experiments = [overrides.apply(tiny(corpus), [f"optim.lr={lr}"]) for lr in (0.01, 0.02)]
+    whole, halved = ([tmp_path / f"{name}-{i}" for i in range(2)] for name in ("whole", "halved"))
+    vectorised.run(experiments, whole, cache=cache, records=[RECORD] * 2, watch=never)
     save, seen = vectorised._Chorus._save, []
 
     def falls_over(self, done):
@@ -91,24 +92,23 @@ def test_stopped_together_and_gone_on_alone_is_never_stopped(corpus, cache, tmp_
 
     monkeypatch.setattr(vectorised._Chorus, "_save", falls_over)
     with pytest.raises(RuntimeError, match="power"):
-        vectorised.run(experiments, halved, **go)
-    monkeypatch.undo()
-    vectorised.run(experiments[:2], halved[:2], cache=cache, records=[RECORD] * 2, watch=never)
-    monkeypatch.setattr("jax.devices", lambda *_, d=__import__("jax").devices()[:1]: d)
-    loop.run(experiments[2], halved[2], cache=cache, record=RECORD)  # as `maijax run` would
-    monkeypatch.undo()
+        vectorised.run(experiments, halved, cache=cache, records=[RECORD] * 2, watch=never)
+    monkeypatch.setattr(vectorised._Chorus, "_save", save)
+    alone(experiments[1], halved[1], cache)
+    vectorised.run(experiments, halved, cache=cache, records=[RECORD] * 2, watch=never)
     for a, b in zip(whole, halved, strict=True):
         np.testing.assert_allclose(losses(a), losses(b), rtol=1e-6)
-        assert figures(a)[-1][0] == figures(b)[-1][0] == 6
+        assert [line["token_hash"] for line in logged(a)] == [line["token_hash"] for line in logged(b)]
 
 
-def test_losers_leave_the_program(corpus, cache, tmp_path):
-    base = overrides.apply(tiny(corpus), ["mesh.data=1"])
-    experiments = [overrides.apply(base, [f"optim.lr={lr}"]) for lr in (0.01, 0.02, 0.04, 0.08)]
+def test_losers_leave_the_program(corpus, cache, tmp_path, quick):
+    experiments = [overrides.apply(tiny(corpus), [f"optim.lr={lr}"]) for lr in (0.01, 0.02, 0.04, 0.08)]
     folders = [tmp_path / str(i) for i in range(4)]
-    found = vectorised.run(
-        experiments, folders, cache=cache, records=[RECORD] * 4, watch=lambda i, step, _: i in (1, 2, 3) and step == 2 * i
-    )
+
+    def lost(which: int, step: int, figure: float) -> bool:
+        return which in (1, 2) and step == 2 * which
+
+    found = vectorised.run(experiments, folders, cache=cache, records=[RECORD] * 4, watch=lost)
     assert found[1] is None and found[2] is None and found[0].finished and found[3].finished
     assert [len(losses(f)) for f in folders] == [6, 2, 4, 6]
 
@@ -124,8 +124,8 @@ def test_what_is_traced_and_what_is_not(corpus):
     assert groups.signature(overrides.apply(base, ["mesh.tensor=2"])) is None
 
 
-def test_a_worker_makes_complete_runs(corpus, tmp_path, monkeypatch):
-    sweep = Sweep(name="s", base=tiny(corpus), space={"optim.lr": "1e-3,1e-2", "model.num_layers": "1,2"}, prune="none")
+def test_a_worker_makes_complete_runs(corpus, tmp_path):
+    sweep = Sweep(name="s", base=tiny(corpus), space={"optim.lr": "1e-3,1e-2"})
     study = Study.create(tmp_path / "s", sweep, {})
     assert worker.work(str(tmp_path / "s"), 1, 16) == 0
     for trial in study.trials():
@@ -137,4 +137,5 @@ def test_a_worker_makes_complete_runs(corpus, tmp_path, monkeypatch):
         held = json.loads((folder / "experiment.json").read_text())
         assert held["sweep"]["values"] == trial.point and held["totals"]["parameters"] > 0
         assert held["provenance"]["optim.lr"] == "sweep s"
-        assert {"checkpoints", "report.html", "environment.json", "tokenizer.model"} <= {p.name for p in folder.iterdir()}
+        names = {p.name for p in folder.iterdir()}
+        assert {"checkpoints", "report.html", "environment.json", "tokenizer.model"} <= names
