@@ -90,6 +90,7 @@ def sweep_names() -> list[str]:
 
 
 def sweep_entry(name: str) -> Entry | None:
+    """None if no sweep has the name."""
     discover()
     return _sweeps.get(name)
 

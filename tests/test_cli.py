@@ -138,8 +138,10 @@ def test_list(capsys):
     code, out, err = run(capsys, "list")
     names = [line.split()[0] for line in out.splitlines() if not line.startswith(" ")]
     assert (code, err) == (0, "")
-    assert names[0] == "name" and set(names[1:]) == set(registry.names())
-    assert names[1:3] == ["phi_test", "phi_tiny"] and names[-1] == "mai_500b"  # by size
+    sweeps = registry.sweep_names()
+    assert names[0] == "name" and set(names[1:]) == {*registry.names(), *sweeps}
+    experiments = names[1:-len(sweeps)]
+    assert experiments[:2] == ["phi_test", "phi_tiny"] and experiments[-1] == "mai_500b"  # by size, then the sweeps
     assert [line.split()[0] for line in run(capsys, "list", "phi3_*")[1].splitlines() if line[0] != " "] == [
         "name", "phi3_mini", "phi3_medium",
     ]

@@ -19,7 +19,8 @@ FILE = "report.html"
 COLOURS = ("#2563c9", "#d9730d", "#1f8a5b", "#a23ba8", "#b42b3a", "#5d6b7a")
 STYLE = """
 .dots { fill: none; stroke-width: 8; stroke-linecap: round; } .dots:hover { stroke-width: 12; }
-.line { fill: none; stroke-width: 1.25; opacity: .5; } .ring { fill: none; stroke-width: 14; opacity: .25; }
+.line { fill: none; stroke-width: 1.25; opacity: .5; }
+.ring { fill: none; stroke-width: 17; stroke-linecap: round; opacity: .25; }
 .keys span::before { border-color: var(--key) !important; } td a { color: inherit; }
 """
 
