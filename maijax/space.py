@@ -11,7 +11,6 @@ A space is written as settings are, one line per path:
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 import random
 import re
@@ -156,8 +155,12 @@ class Sweep:
         """The values of a trial of a grid or of a random search: a pure function of its number."""
         dimensions = self.dimensions
         if self.sampler == "grid":
-            every = itertools.product(*(dimension.grid() for dimension in dimensions.values()))
-            return dict(zip(dimensions, next(itertools.islice(every, number, None)), strict=True))
+            found: Point = {}
+            for path, dimension in reversed(dimensions.items()):  # the last varies fastest
+                values = dimension.grid()
+                number, at = divmod(number, len(values))
+                found[path] = values[at]
+            return dict(reversed(found.items()))
         source = random.Random(f"{self.seed}/{number}")
         return {path: dimension.draw(source) for path, dimension in dimensions.items()}
 

@@ -48,7 +48,7 @@ Trials that differ only in rates, decay, betas, warm-up and seed are trained tog
 
 Example: maijax sweep phi_test --set optim.lr=log:1e-3..1e-1:8
 Example: maijax sweep phi_tiny --set optim.lr=log:1e-3..3e-2 --trials 30 --sampler tpe --prune median
-Example: maijax sweep lr_sweep --workers 8 --launcher slurm:partition=gpu,gpus_per_node=1,timeout_min=120
+Example: maijax sweep phi_tiny_rates --workers 8 --launcher slurm:partition=gpu,gpus_per_node=1,timeout_min=120
 """
 _KINDS = """\
 Each number says how it is known: exact (arithmetic on sizes), compiler (read from the compiled program), or
@@ -142,7 +142,7 @@ def _running_verbs(verb) -> None:
 
 def _sweep(verb) -> None:
     one = verb("sweep", "sweep:sweep", "run many trials of an experiment; resumes what was stopped", _SPACES)
-    _experiment(one)
+    _experiment(one, what="an experiment or a sweep")
     one.add_argument("--sampler", choices=["grid", "random", "tpe"],
                      help="how points are chosen (default: grid, or random where a range has no number of points)")
     one.add_argument("--trials", type=_above_zero, metavar="N", help="of random and tpe (default: 20); may grow later")
@@ -158,8 +158,8 @@ def _sweep(verb) -> None:
     _json(one)
 
 
-def _experiment(one: argparse.ArgumentParser, *, optional: bool = False) -> None:
-    one.add_argument("name", metavar="NAME", help="an experiment, see maijax list", nargs="?" if optional else None)
+def _experiment(one: argparse.ArgumentParser, *, optional: bool = False, what: str = "an experiment") -> None:
+    one.add_argument("name", metavar="NAME", help=f"{what}, see maijax list", nargs="?" if optional else None)
     one.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="change a value; repeatable")
     one.add_argument("--mesh", metavar="M", help="a preset of configs/meshes.py, e.g. FSDP")
     _module(one)

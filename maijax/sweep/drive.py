@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from maijax.errors import RunError
+from maijax.errors import RunError, UserError
 from maijax.sweep.launch import Launcher
 from maijax.sweep.study import Study, Trial
 from maijax.train.interrupt import Interrupt
@@ -16,7 +16,9 @@ MOST_FAILURES = 4  # of workers in a row, in which no trial has moved
 
 
 def drive(study: Study, launcher: Launcher) -> bool:
-    """True when every trial has ended, False when asked to stop before; raises RunError if no worker can work.
+    """True when every trial has ended, False when asked to stop before.
+
+    Raises UserError for what no trial can run with, as data that cannot be read, RunError if no worker can work.
 
     Any number of drivers may do this for one study at once.
     """
@@ -32,6 +34,9 @@ def drive(study: Study, launcher: Launcher) -> bool:
             moved = now
             if failed:
                 code, line = failed[-1]
+                if code == 2:
+                    _stop(launcher)
+                    raise UserError(line.removeprefix("maijax: "))
                 bar.note(f"maijax: a worker ended with code {code}: {line}")
                 delay = time.monotonic() + min(30.0, 2.0**failures)
                 if failures >= MOST_FAILURES:

@@ -92,8 +92,15 @@ def run_claimed(study: Study, claims: list[Claim], together: int) -> tuple[int, 
             print(f"maijax: {len(claims)} trials do not fit into memory together", file=sys.stderr, flush=True)
             return max(1, len(claims) // 2), False
         outcomes = [RunError(str(error).splitlines()[0])]
-    except UserError as error:  # its data or its values will not do: the same for all of them
-        outcomes = [error] * len(claims)
+    except UserError as error:
+        if len(claims) > 1:  # of one of them, or of all: each tells for itself
+            for claim in claims:
+                claim.release(None)
+            return 1, False
+        if not any(trial.result and trial.result.state == "done" for trial in study.trials()):
+            claims[0].release(None)
+            raise  # no trial has ever worked: it is not this one's values, the driver stops
+        outcomes = [error]
     jax.clear_caches()  # programs of other shapes are not needed again, and they add up
     for claim, outcome in zip(claims, outcomes, strict=True):
         claim.release(_result(study, claim, outcome))

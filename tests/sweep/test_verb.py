@@ -103,3 +103,10 @@ def test_the_table_and_the_page(corpus, tmp_path, capsys):
     told = verb._plainly(study, trials, True)
     assert json.loads(json.dumps(told))["best"] == 4 and len(told["trials"]) == 20
     assert drive.said(trials) == "best 3.0500 bits per byte (trial 4)  1 pruned  1 failed"
+
+
+def test_data_that_cannot_be_read_stops_the_sweep_in_one_line(corpus, tmp_path, capsys):
+    words = ["sweep", "phi_test", "--set", "optim.lr=1e-3,1e-2", "--set", f"data.sources={tmp_path}/nowhere.txt"]
+    assert cli.main([*words, "--runs-dir", str(tmp_path / "runs"), "--name", "s"]) == 2
+    assert "nowhere.txt" in capsys.readouterr().err.splitlines()[-1]
+    assert not any(t.result for t in Study.load(tmp_path / "runs" / "s").trials())
