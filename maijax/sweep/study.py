@@ -7,7 +7,7 @@
         result.json                        what came of it, written once: such a trial is never run again
 
 A kernel's flock ends with its holder however that ends, on one machine and over NFS, so nothing has to time out.
-Optuna's own journal was no choice: a line torn by a kill makes the rest unreadable, and nobody sees a worker die.
+Optuna's own journal was no choice: after a line torn by a kill it fails (tried, 5.0.0), and sees no worker die.
 """
 
 from __future__ import annotations
