@@ -37,6 +37,9 @@ ZSTD = ["zstandard"]
 # Compilers for `maijax plan`, which run without the accelerators; pinned, since others were not tried.
 TPU_PLAN = ["libtpu==0.0.52"]
 GPU_PLAN = ["jax==0.10.2", "jax-cuda13-plugin==0.10.2", "jax-cuda13-pjrt==0.10.2"]
+SWEEP = ["optuna>=4"]
+SLURM = ["submitit"]
+RAY = ["ray"]
 TEST = ["pytest", "pytest-xdist", "hypothesis", "scipy", "setuptools", "tensorboard", "wheel"]
 DEV = ["ruff", "pyright[nodejs]"]
 
@@ -70,8 +73,11 @@ setup(
         "zstd": ZSTD,
         "tpu-plan": TPU_PLAN,
         "gpu-plan": GPU_PLAN,
-        "test": [*TEST, *HF, *ZSTD],
-        "dev": [*TEST, *HF, *ZSTD, *DEV],
+        "sweep": SWEEP,
+        "slurm": SLURM,
+        "ray": RAY,
+        "test": [*TEST, *HF, *ZSTD, *SWEEP, *SLURM],
+        "dev": [*TEST, *HF, *ZSTD, *SWEEP, *SLURM, *DEV],
     },
     entry_points={"console_scripts": ["maijax = maijax.cli:main"]},
 )

@@ -23,7 +23,7 @@ from maijax.config import Experiment, SourceConfig
 from maijax.errors import UserError
 from maijax.plain import ABSENT, diff, flatten, from_json, from_plain, to_json, to_plain
 
-__all__ = ["ABSENT", "apply", "diff", "flatten", "from_json", "from_plain", "show", "to_json", "to_plain"]
+__all__ = ["ABSENT", "apply", "check", "diff", "flatten", "from_json", "from_plain", "show", "to_json", "to_plain"]
 
 _SEGMENT = re.compile(r"([A-Za-z_]\w*)((?:\[\d+\])*)")
 _WEIGHTED = re.compile(r"(.+)@([-+]?[\d.][-+.\deE]*)")
@@ -50,6 +50,15 @@ def apply(experiment: Experiment, settings: Iterable[str]) -> Experiment:
     if problems:
         raise UserError("; ".join(problems))
     return changed
+
+
+def check(path: str, text: str) -> None:
+    """Raises UserError if a field, named without indices, cannot take this text; blocks that are off count as on."""
+    hint: typing.Any = Experiment
+    for name in re.sub(r"\[\d+\]", "", path).split("."):
+        kind, _ = plain.optional(hint)
+        hint = plain.hints(get_args(kind)[0] if get_origin(kind) is tuple else kind)[name]
+    _checked(_parse(text, hint, path), hint, path)
 
 
 def _assemble(values: dict[str, Any], before: dict[str, Any], problems: list[str]) -> Experiment:

@@ -24,8 +24,10 @@ from maijax import hardware, plain
 from maijax.config import Experiment, MeshConfig
 from maijax.errors import UserError
 from maijax.hardware import Chip, Topology
+from maijax.space import Sweep
 
 Maker = Callable[[], Experiment]
+SweepMaker = Callable[[], Sweep]
 FOLDERS = ("configs", "experiments")
 
 
@@ -34,7 +36,7 @@ class Entry:
     """One registered function."""
 
     name: str
-    make: Maker
+    make: Maker | SweepMaker
     file: str
     line: int
 
@@ -44,6 +46,7 @@ class Entry:
 
 
 _entries: dict[str, Entry] = {}
+_sweeps: dict[str, Entry] = {}
 _discovered = False
 
 
@@ -52,16 +55,26 @@ def register(make: Maker) -> Maker:
 
     Raises UserError if another function already has the name.
     """
+    _add(make, _entries)
+    return make
+
+
+def register_sweep(make: SweepMaker) -> SweepMaker:
+    """Decorator of a function without arguments that returns a Sweep; as `register`, and of the same names."""
+    _add(make, _sweeps)
+    return make
+
+
+def _add(make: Maker | SweepMaker, to: dict[str, Entry]) -> None:
     name, code = make.__name__, make.__code__
     entry = Entry(name=name, make=make, file=code.co_filename, line=code.co_firstlineno)
-    other = _entries.get(name)
+    other = _entries.get(name) or _sweeps.get(name)
     if other is not None and (other.file, other.line) != (entry.file, entry.line):
         raise UserError(
-            f"experiment {name} is registered twice, at {other.file}:{other.line} and "
-            f"{entry.file}:{entry.line}; rename one"
+            f"{'sweep' if name in _sweeps else 'experiment'} {name} is registered twice, at {other.file}:{other.line} "
+            f"and {entry.file}:{entry.line}; rename one"
         )
-    _entries[name] = entry
-    return make
+    to[name] = entry
 
 
 def names() -> list[str]:
@@ -70,11 +83,35 @@ def names() -> list[str]:
     return list(_entries)
 
 
+def sweep_names() -> list[str]:
+    """All sweeps, in the order of their files."""
+    discover()
+    return list(_sweeps)
+
+
+def sweep_entry(name: str) -> Entry | None:
+    """None if no sweep has the name."""
+    discover()
+    return _sweeps.get(name)
+
+
+def sweep(name: str) -> Sweep:
+    """The sweep of this name, made anew. Raises UserError if it cannot be made."""
+    discover()
+    found = _sweeps[name]
+    made = _make(found)
+    if not isinstance(made, Sweep):
+        raise UserError(f"{found.file}:{found.line}: {name} must return a Sweep, not {type(made).__name__}")
+    return dataclasses.replace(made, name=name)
+
+
 def entry(name: str) -> Entry:
     """Raises UserError, with the nearest names, if there is no such experiment."""
     discover()
     if name in _entries:
         return _entries[name]
+    if name in _sweeps:
+        raise UserError(f"{name} is a sweep, not an experiment; `maijax sweep {name}` runs it")
     near = difflib.get_close_matches(name, _entries, n=3, cutoff=0.6)
     hint = f"did you mean {' or '.join(near)}?" if near else "`maijax list` shows them all"
     raise UserError(f"no experiment {name!r}; {hint}")
@@ -84,12 +121,7 @@ def get(name: str) -> Experiment:
     """The experiment of this name, made anew. Raises UserError if there is none."""
     found = entry(name)
     where = f"{found.file}:{found.line}: {name}"
-    try:
-        made = found.make()
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"{where} cannot be made: {type(error).__name__}: {error}") from error
+    made = _make(found)
     if not isinstance(made, Experiment):
         raise UserError(f"{where} must return an Experiment, not {type(made).__name__}")
     try:
@@ -97,6 +129,16 @@ def get(name: str) -> Experiment:
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
     return dataclasses.replace(made, name=name)  # a variant of another experiment need not name itself
+
+
+def _make(found: Entry) -> Experiment | Sweep:
+    try:
+        return found.make()
+    except UserError:
+        raise
+    except Exception as error:
+        where = f"{found.file}:{found.line}: {found.name}"
+        raise UserError(f"{where} cannot be made: {type(error).__name__}: {error}") from error
 
 
 def mesh(name: str) -> MeshConfig:

@@ -173,3 +173,14 @@ def step_law_budget(
             ("train.steps", f"{horizon:.3g} tokens: {why}"),
         ),
     )
+
+
+def totals(experiment: Experiment) -> dict[str, float]:
+    """What a run folder says beside the values."""
+    counts = parameters(experiment.model)
+    return {
+        "parameters": counts.total,
+        "active": counts.active,
+        "flops_per_token": train_flops_per_token(experiment.model, experiment.train.seq_len),
+        "tokens": experiment.tokens,
+    }

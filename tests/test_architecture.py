@@ -21,7 +21,8 @@ MAY_IMPORT = {
     "hardware": {"errors"},
     "plain": {"config", "errors"},
     "overrides": {"config", "errors", "plain"},
-    "registry": {"config", "errors", "hardware", "plain"},
+    "space": {"config", "errors", "overrides", "plain"},
+    "registry": {"config", "errors", "hardware", "plain", "space"},
     "provenance": {"config", "plain", "registry"},
     "scaling": {"config", "weights"},
     "words": set(),
@@ -33,14 +34,15 @@ MAY_IMPORT = {
     "train": ARITHMETIC | {"train", "serve", "models", "data", "optim", "parallel", "registry", "provenance"},
     "plan": ARITHMETIC | {"plan", "registry", "hardware", "train", "models", "data", "optim", "parallel"},
     "compare": ARITHMETIC | {"compare", "plan", "train", "registry", "provenance", "words"},
+    "sweep": ARITHMETIC | {"sweep", "space", "train", "models", "data", "optim", "parallel", "registry", "provenance"},
     "cli": ARITHMETIC | {"cli", "compare", "words", "plan", "hardware", "train", "serve", "data", "parallel",
-                         "registry", "provenance", "", "models"},
+                         "registry", "provenance", "", "models", "space", "sweep"},
     "__init__": set(),
     "__main__": {"cli"},
 }
 NO_JAX = {
     "__init__", "__main__", "cli", "config", "dims", "errors", "hardware", "overrides", "plain", "provenance",
-    "registry", "rules", "scaling", "weights", "words",
+    "registry", "rules", "scaling", "space", "weights", "words",
 }
 LONGEST_FILE, LONGEST_FUNCTION = 350, 80  # lines
 
@@ -94,7 +96,7 @@ def test_experiments_and_configs_see_values_only():
         if folder == "configs":
             assert seen <= {"maijax.config", "maijax.hardware"} and not others, file
         if folder == "experiments":
-            assert seen <= {"maijax.config", "maijax.registry", "maijax.scaling"}, file
+            assert seen <= {"maijax.config", "maijax.registry", "maijax.scaling", "maijax.space"}, file
             assert others <= {"configs", "experiments"} | sys.stdlib_module_names, file
 
 

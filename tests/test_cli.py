@@ -24,6 +24,8 @@ FLAGS = {
     "doctor": "NAME --json --mesh --module --set --slices --topology",
     "plan": "NAME --json --mesh --module --search --set --slices --topology",
     "run": "NAME --dry-run --mesh --module --name --runs-dir --set",
+    "sweep": "NAME --dry-run --json --launcher --mesh --module --name --prune --runs-dir --sampler --set --together "
+             "--trials --workers",
     "eval": "RUN --field --json --runs-dir --source",
     "fit": "RUNS --bits --dry-run --html --json --ledger --module --params --predict --runs-dir --set",
     "generate": "RUN --max-tokens --num --prompt --runs-dir --seed --temperature --top-k --top-p",
@@ -141,8 +143,10 @@ def test_list(capsys):
     code, out, err = run(capsys, "list")
     names = [line.split()[0] for line in out.splitlines() if not line.startswith(" ")]
     assert (code, err) == (0, "")
-    assert names[0] == "name" and set(names[1:]) == set(registry.names())
-    assert names[1:3] == ["phi_test", "phi_tiny"] and names[-1] == "mai_500b"  # by size
+    sweeps = registry.sweep_names()
+    assert names[0] == "name" and set(names[1:]) == {*registry.names(), *sweeps}
+    experiments = names[1:-len(sweeps)]
+    assert experiments[:2] == ["phi_test", "phi_tiny"] and experiments[-1] == "mai_500b"  # by size, then the sweeps
     assert [line.split()[0] for line in run(capsys, "list", "phi3_*")[1].splitlines() if line[0] != " "] == [
         "name", "phi3_mini", "phi3_medium",
     ]

@@ -23,6 +23,7 @@ Language-model research in JAX: an experiment is a value, and every size goes th
   maijax run phi_tiny                      train it, evaluate it, tell a story
   maijax run phi_tiny --set optim.lr=3e-3  the same with one value changed
   maijax generate phi_tiny --prompt "Once upon a time"
+  maijax sweep phi_test --set optim.lr=log:1e-4..1e-1:8   many trials, those of one shape in one program
   maijax diff phi_tiny mai_500b            what differs between small and large, and why
   maijax compare phi_tiny mai_500b         both side by side; runs and whole ladders, too
   maijax plan mai_70b --topology v5p:8x8x8 compile it for a machine that is not here: memory, time, cost
@@ -36,6 +37,20 @@ Values are set with --set PATH=VALUE, as often as you like; `maijax show NAME` p
   --set data.sources=a.jsonl,b.txt@0.3   your own corpora, the second at weight 0.3
   --set data.sources[0].field=story      one of several
   --set model.moe.top_k=2                inside a block
+"""
+_SPACES = """\
+A value set to a range or to several values is varied, every other is fixed:
+
+  --set optim.lr=log:1e-4..1e-1:7       7 points, even in the logarithm (without :7 drawn at random)
+  --set optim.weight_decay=lin:0..0.3:4 4 points, even
+  --set model.num_layers=2,4,8          these three       --set train.seed=0,1,2   three seeds
+
+Every trial is a run, RUNS_DIR/SWEEP/trial-0007. Ctrl-C saves; the same command goes on, however it was stopped.
+Trials that differ only in rates, decay, betas, warm-up and seed are trained together in one compiled program.
+
+Example: maijax sweep phi_test --set optim.lr=log:1e-3..1e-1:8
+Example: maijax sweep phi_tiny --set optim.lr=log:1e-3..3e-2 --trials 30 --sampler tpe --prune median
+Example: maijax sweep phi_tiny_rates --workers 8 --launcher slurm:partition=gpu,gpus_per_node=1,timeout_min=120
 """
 _KINDS = """\
 Each number says how it is known: exact (arithmetic on sizes), compiler (read from the compiled program), or
@@ -143,6 +158,7 @@ def _running_verbs(verb) -> None:
     runs.add_argument("--name", dest="run_name", metavar="RUN",
                       help="of the run's folder; default: the experiment's, and what is set")
     runs.add_argument("--dry-run", action="store_true", help="say what would happen, and write nothing")
+    _sweep(verb)
     evals = verb("eval", "run:evaluate", "measure a run's held-out loss, or its loss on any corpus",
                  "Example: maijax eval phi_tiny --source my_stories.jsonl")
     evals.add_argument("run", metavar="RUN", help="a run's name or folder")
@@ -183,8 +199,26 @@ def _fit(verb) -> None:
     _json(fits)
 
 
-def _experiment(one: argparse.ArgumentParser, *, optional: bool = False) -> None:
-    one.add_argument("name", metavar="NAME", help="an experiment, see maijax list", nargs="?" if optional else None)
+def _sweep(verb) -> None:
+    one = verb("sweep", "sweep:sweep", "run many trials of an experiment; resumes what was stopped", _SPACES)
+    _experiment(one, what="an experiment or a sweep")
+    one.add_argument("--sampler", choices=["grid", "random", "tpe"],
+                     help="how points are chosen (default: grid, or random where a range has no number of points)")
+    one.add_argument("--trials", type=_above_zero, metavar="N", help="of random and tpe (default: 20); may grow later")
+    one.add_argument("--prune", choices=["none", "median", "halving"], help="stop losers early (default: none)")
+    one.add_argument("--workers", type=_above_zero, default=1, metavar="N", help="processes at once (default: 1)")
+    one.add_argument("--together", type=_above_zero, default=16, metavar="K",
+                     help="at most so many trials in one program; 1: each alone (default: 16)")
+    one.add_argument("--launcher", default="local", metavar="WHERE",
+                     help="local, slurm or ray, with options: slurm:partition=gpu,gpus_per_node=1 (default: local)")
+    one.add_argument("--name", dest="run_name", metavar="SWEEP", help="of the folder; default: NAME, and what is set")
+    one.add_argument("--dry-run", action="store_true", help="say what would happen, and write nothing")
+    one.add_argument("--runs-dir", default="runs", metavar="DIR", help="where runs are kept (default: ./runs)")
+    _json(one)
+
+
+def _experiment(one: argparse.ArgumentParser, *, optional: bool = False, what: str = "an experiment") -> None:
+    one.add_argument("name", metavar="NAME", help=f"{what}, see maijax list", nargs="?" if optional else None)
     one.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="change a value; repeatable")
     one.add_argument("--mesh", metavar="M", help="a preset of configs/meshes.py, e.g. FSDP")
     _module(one)

@@ -30,15 +30,16 @@ def run(args: argparse.Namespace) -> int:
     record = {
         "name": experiment.name,
         "provenance": provenance.explain(experiment, base),
-        "totals": totals(experiment),
+        "totals": scaling.totals(experiment),
     }
     if args.dry_run:
         return foretell(experiment, folder, record["totals"]["parameters"])
+    from maijax.train import programs
     from maijax.train.memory import reuse_freed_memory
 
     reuse_freed_memory()  # before XLA starts its threads, each of which would take a heap of its own
     cache = cachedir.ready(cachedir.default())
-    ready(cache)
+    programs.keep(cache)
     import jax
 
     from maijax.parallel import distributed, together
@@ -103,9 +104,10 @@ def foretell(experiment: Experiment, folder: Path, parameters: int) -> int:
 def evaluate(args: argparse.Namespace) -> int:
     """Prints loss and bits per byte of a run on its held-out text, or on any source."""
     from maijax.data import cachedir
+    from maijax.train import programs
 
     cache = cachedir.ready(cachedir.default())
-    ready(cache)
+    programs.keep(cache)
     from maijax.parallel import distributed, together
 
     with together.joined(distributed.settings(os.environ)):
@@ -149,8 +151,9 @@ def score(args: argparse.Namespace, cache: Path) -> dict[str, Any]:
 def generate(args: argparse.Namespace) -> int:
     """Prints continuations of a prompt, the prompt included."""
     from maijax.data import cachedir
+    from maijax.train import programs
 
-    ready(cachedir.ready(cachedir.default()))
+    programs.keep(cachedir.ready(cachedir.default()))
     from maijax.serve.generate import generate
     from maijax.train import restore, rundir
 
@@ -172,28 +175,3 @@ def default_name(experiment: Experiment, args: argparse.Namespace) -> str:
     """The experiment's name, and every value set in any order: the same command finds its run again."""
     parts = [experiment.name, *([f"mesh-{args.mesh}"] if args.mesh else []), *sorted(args.set)]
     return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(parts))[:100].rstrip("-")
-
-
-def totals(experiment: Experiment) -> dict[str, Any]:
-    counts = scaling.parameters(experiment.model)
-    return {
-        "parameters": counts.total,
-        "active": counts.active,
-        "flops_per_token": scaling.train_flops_per_token(experiment.model, experiment.train.seq_len),
-        "tokens": experiment.tokens,
-    }
-
-
-def ready(cache: Path) -> None:
-    """Compiled programs are kept between runs; they are native code, so the folder must be this user's alone."""
-    import jax
-    from absl import logging
-
-    logging.set_verbosity(logging.ERROR)  # Orbax tells much that a person cannot use
-    folder = cache / "xla"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    about = folder.stat()
-    if about.st_uid != os.getuid() or about.st_mode & 0o022:
-        raise UserError(f"{folder} is writable by others, and programs are loaded from it; chmod 700 it, or remove it")
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

@@ -22,11 +22,15 @@ def list_(args: argparse.Namespace) -> int:
     pattern = args.pattern or "*"
     wanted = pattern if set(pattern) & set("*?[") else f"*{pattern}*"
     names = [name for name in registry.names() if fnmatch.fnmatch(name, wanted)]
-    if not names:
-        raise UserError(f"no experiment matches {pattern!r}; there are {', '.join(registry.names())}")
+    sweeps = {name: registry.sweep(name) for name in registry.sweep_names() if fnmatch.fnmatch(name, wanted)}
+    if not names and not sweeps:
+        known = ", ".join([*registry.names(), *registry.sweep_names()])
+        raise UserError(f"no experiment matches {pattern!r}; there are {known}")
     found = sorted(((name, registry.get(name)) for name in names), key=lambda pair: _totals(pair[1])["parameters"])
     if args.json:
         lines = [{"name": n, "question": _question(n)} | _totals(e) for n, e in found]
+        lines += [{"name": n, "question": _question(n), "trials": s.count, "base": s.base.name} | _totals(s.base)
+                  for n, s in sweeps.items()]
         print(json.dumps(lines, indent=1))
         return 0
     table = [("name", "parameters (active)", "tokens", "question")]
@@ -35,6 +39,9 @@ def list_(args: argparse.Namespace) -> int:
         active = totals["active_parameters"]
         size_text = count(totals["parameters"]) + (f" ({count(active)})" if experiment.model.moe else "")
         table.append((name, size_text, count(totals["tokens"]), _question(name)))
+    for name, sweep in sweeps.items():
+        tokens = count(sweep.count * _totals(sweep.base)["tokens"])
+        table.append((name, f"sweep, {sweep.count} trials", tokens, _question(name)))
     rows(table, widths=fit(table, most=(24, 19, 6)))
     return 0
 
@@ -138,7 +145,7 @@ def _totals_text(experiment: Experiment) -> list[tuple[str, str, str]]:
 
 
 def _question(name: str) -> str:
-    return registry.entry(name).doc.partition("\n")[0]
+    return (registry.sweep_entry(name) or registry.entry(name)).doc.partition("\n")[0]
 
 
 def _law(one: Difference, a: Experiment, b: Experiment) -> str:

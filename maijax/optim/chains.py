@@ -84,8 +84,7 @@ def build(optim: OptimConfig, model: ModelConfig, steps: int) -> optax.GradientT
             tree, states[name] = rule.direction.update(own, state.rules[name], old)
             found, rate = traverse_util.flatten_dict(tree, sep="/"), rule.rate(state.count)
             for path, weight in rule.weights.items():
-                decay = optim.weight_decay if weight.decay else 0.0
-                step = found[path] + decay * flat_params[path] if decay else found[path]
+                step = found[path] + optim.weight_decay * flat_params[path] if weight.decay else found[path]
                 moves[path] = (-rate * step).astype(flat_params[path].dtype)
         return traverse_util.unflatten_dict(moves, sep="/"), ChainState(state.count + 1, states)
 

@@ -43,14 +43,14 @@ def schedule(optim: OptimConfig, steps: int, *, peak: float | None = None) -> Sc
             done = xp.clip((step - (steps - cooldown)) / cooldown, 0.0, 1.0)
             return final + (1.0 - final) * (1.0 - xp.sqrt(done))
         if optim.schedule == "cosine":
-            done = xp.clip((step - optim.warmup) / max(1, steps - optim.warmup), 0.0, 1.0)
+            done = xp.clip((step - optim.warmup) / xp.maximum(1, steps - optim.warmup), 0.0, 1.0)
             return final + (1.0 - final) * 0.5 * (1.0 + xp.cos(xp.pi * done))
         return 1.0
 
     def rate(step: Any) -> Any:
         xp = jnp if isinstance(step, jax.Array) else np
         step = xp.asarray(step, xp.float32)
-        warm = xp.minimum(1.0, (step + 1.0) / optim.warmup) if optim.warmup else 1.0
+        warm = xp.minimum(1.0, (step + 1.0) / xp.maximum(1, optim.warmup))  # no branch: a sweep may trace it
         return xp.asarray(top * warm * shape(step, xp) * xp.ones_like(step), xp.float32)
 
     return rate

@@ -44,7 +44,7 @@ def draw(chart: Chart) -> str:
     series = [thin(s) for s in full]
     left, right = min(0, *(s.steps[0] for s in series)), max(1, *(s.steps[-1] for s in series))
     low, high = _range(chart, series, left, right)
-    ticks = _ticks(low, high)
+    ticks = ruler(low, high)
     low, high = min(low, ticks[0]), max(high, ticks[-1])
 
     def x(step: float) -> float:
@@ -58,7 +58,7 @@ def draw(chart: Chart) -> str:
         f'<span class="axis y" style="top:{100 * (1 - y(t)):.2f}%">{escape(number(t, ticks))}</span>'
         for t in ticks
     )
-    for step in _ticks(left, right, count=5, inside=True):
+    for step in ruler(left, right, count=5, inside=True):
         end = " end" if x(step) > 0.93 else ""
         labels += f'<span class="axis x{end}" style="left:{100 * x(step):.2f}%">{whole(step)}</span>'
     lines, keys = "", ""
@@ -162,7 +162,7 @@ def _range(chart: Chart, series: Sequence[Series], left: float, right: float) ->
     return low, high
 
 
-def _ticks(low: float, high: float, count: int = 4, *, inside: bool = False) -> list[float]:
+def ruler(low: float, high: float, count: int = 4, *, inside: bool = False) -> list[float]:
     """Round numbers that cover low..high, or lie in it."""
     raw = (high - low) / count
     size = 10.0 ** math.floor(math.log10(raw))

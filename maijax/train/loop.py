@@ -25,7 +25,7 @@ from maijax.train.evaluate import Evaluation
 from maijax.train.interrupt import Interrupt
 from maijax.train.metrics import MetricLog
 from maijax.train.step import compile_step
-from maijax.train.trainer import Trainer
+from maijax.train.trainer import Trainer, Watch
 
 TOKENIZER = "tokenizer.model"  # in the run folder, so that it can be moved to another machine
 
@@ -38,11 +38,14 @@ class Outcome(NamedTuple):
     evaluation: Evaluation | None  # of all that is held out, when finished
 
 
-def run(experiment: Experiment, folder: Path, *, cache: Path, record: dict[str, Any]) -> Outcome:
+def run(
+    experiment: Experiment, folder: Path, *, cache: Path, record: dict[str, Any], watch: Watch | None = None
+) -> Outcome:
     """Trains an experiment in a run folder, or goes on where that folder's run stopped.
 
-    `record` is what experiment.json holds beside the values. Raises UserError before anything is written if the
-    experiment, its data or the folder will not do, RunError if training itself cannot go on.
+    `record` is what experiment.json holds beside the values; `watch` may stop it at an evaluation. Raises UserError
+    before anything is written if the experiment, its data or the folder will not do, RunError if training itself
+    cannot go on.
     """
     # 1. Hardware decides nothing but layout and numeric format.
     platform = jax.devices()[0].platform
@@ -57,9 +60,7 @@ def run(experiment: Experiment, folder: Path, *, cache: Path, record: dict[str, 
         experiment.data, vocab_size=model.vocab_size, seq_len=train.seq_len, seed=train.seed, cache=cache
     )
 
-    if (length := len(data.tokenizer.encode(train.prompt)) + 1) >= model.context:
-        raise UserError(f"train.prompt is {length} tokens long, model.context={model.context}; shorten it")
-
+    fits(experiment, data)
     agree(experiment, folder, data)
     first = together.first()
     with (
@@ -99,7 +100,7 @@ def run(experiment: Experiment, folder: Path, *, cache: Path, record: dict[str, 
         with MetricLog(folder, resume_step=meta.step, enabled=first) as log:
             trainer = Trainer(
                 experiment=experiment, layout=layout, data=data, log=log, checkpoints=checkpoints,
-                interrupt=interrupt, peak=peak, step=compile_step(experiment, tx, layout),
+                interrupt=interrupt, peak=peak, step=compile_step(experiment, tx, layout), watch=watch,
             )
             now, meta = trainer.loop(now, meta)
             finished = meta.step == train.steps
@@ -107,6 +108,13 @@ def run(experiment: Experiment, folder: Path, *, cache: Path, record: dict[str, 
         if first:
             report.write_report(folder)
     return Outcome(step=meta.step, finished=finished, evaluation=found)
+
+
+def fits(experiment: Experiment, data: pipeline.Data) -> None:
+    """Raises UserError if there is no room to go on from the prompt."""
+    length, context = len(data.tokenizer.encode(experiment.train.prompt)) + 1, experiment.model.context
+    if length >= context:
+        raise UserError(f"train.prompt is {length} tokens long, model.context={context}; shorten it")
 
 
 def agree(experiment: Experiment, folder: Path, data: pipeline.Data) -> None:

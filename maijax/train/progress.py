@@ -14,8 +14,10 @@ class Progress:
     """Shows numbers that it is given and reads nothing from a device; use as a context manager."""
 
     def __init__(
-        self, *, total: int, start: int = 0, every: float = EVERY, terminal: bool | None = None, enabled: bool = True
+        self, *, total: int, start: int = 0, every: float = EVERY, terminal: bool | None = None, enabled: bool = True,
+        what: str = "step",
     ) -> None:
+        self._what = what  # is counted
         self._enabled = enabled  # all processes but the first are silent
         self._total, self._start, self._every = total, start, every
         self._terminal = enabled and (sys.stderr.isatty() if terminal is None else terminal)
@@ -33,14 +35,15 @@ class Progress:
             from rich.progress import Progress as Bar
 
             columns = (
-                TextColumn("step {task.completed}/{task.total}", markup=False),
+                TextColumn(f"{self._what} {{task.completed}}/{{task.total}}", markup=False),
                 BarColumn(bar_width=24),
                 TextColumn("{task.fields[numbers]}", markup=False),
             )
             # Twice a second: the bar's thread takes the interpreter from the loop.
             self._bar = Bar(*columns, console=Console(stderr=True), refresh_per_second=2)
             self._bar.start()
-            self._task = self._bar.add_task("", total=self._total, completed=self._start, numbers="compiling")
+            words = "compiling" if self._what == "step" else ""
+            self._task = self._bar.add_task("", total=self._total, completed=self._start, numbers=words)
         return self
 
     def __exit__(
@@ -74,6 +77,16 @@ class Progress:
             return
         self._pending = True
         if now - self._last_line >= self._every:
+            self._line()
+
+    def count(self, done: int, text: str) -> None:
+        """So many are done, and a few words."""
+        told = f"{self._what} {done}/{self._total}  {text}".rstrip()
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, numbers=text)
+        elif told != self._text:
+            self._text, self._pending = told, True
+        if self._pending and time.monotonic() - self._last_line >= self._every:
             self._line()
 
     def doing(self, text: str) -> None:

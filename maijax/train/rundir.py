@@ -39,9 +39,10 @@ def locate(runs_dir: str | Path, name: str) -> Path:
 
 
 def find(runs_dir: str | Path, run: str) -> Path:
-    """An existing run by name, or by the path of its folder; raises UserError with the names there are."""
+    """An existing run by name or SWEEP/trial-0007, or by its folder; raises UserError with the names there are."""
     name = run.rstrip("/")  # as a shell completes it
-    for folder in (Path(run), *([Path(runs_dir) / name] if NAME.fullmatch(name) else [])):
+    named = all(NAME.fullmatch(part) for part in name.split("/", 1))
+    for folder in (Path(run), *([Path(runs_dir) / name] if named else [])):
         if (folder / "experiment.json").is_file():
             return folder
     there = sorted(p.parent.name for p in Path(runs_dir).glob("*/experiment.json"))

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import math
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +31,8 @@ from maijax.train.state import State
 SAMPLE_TOKENS = 160
 FINAL_SAMPLES = 3
 
+Watch = Callable[[int, float], bool]  # (step, held-out bits per byte) of an evaluation -> whether to stop there
+
 
 @dataclasses.dataclass(kw_only=True)
 class Trainer:
@@ -43,6 +46,7 @@ class Trainer:
     interrupt: Interrupt
     peak: float  # FLOP/s
     step: Any  # jitted: (state, batch) -> (state, metrics)
+    watch: Watch | None = None
 
     def loop(self, state: State, meta: Meta) -> tuple[State, Meta]:
         """Trains until the last step or an interrupt; returns the state and where it stands, both saved."""
@@ -76,7 +80,7 @@ class Trainer:
                 # Now and then, off the steady path.
                 # Several processes stop when all have heard of it, a step later, so that all stop at the same step.
                 asked = window.asked if together.several() else self.interrupt.asked is not None
-                if asked or done == train.steps or _due(done, train.checkpoint_every):
+                if asked or done == train.steps or due(done, train.checkpoint_every):
                     if (record := window.settle(behind=0)) is not None:
                         self.tell(bar, record)
                     with window.pause():
@@ -89,12 +93,14 @@ class Trainer:
                     break
                 if done < train.steps:
                     with window.pause():
-                        if _due(done, train.eval_every):
+                        if due(done, train.eval_every):
                             bar.doing("evaluating")
                             found = self.held_out(state.params, train.eval_sequences)
                             self.log.write(done, "eval", **found._asdict())
                             bar.note(f"step {done}: held-out {found.bits_per_byte:.3f} bits per byte")
-                        if _due(done, train.sample_every):
+                            if self.watch is not None and self.watch(done, found.bits_per_byte):
+                                break
+                        if due(done, train.sample_every):
                             bar.doing("telling a story")
                             text = self.sample(state.params, seed=done)[0]
                             self.log.write(done, "sample", prompt=train.prompt, text=text)
@@ -228,16 +234,7 @@ class Window:
         spent = max(now - self._since - self._paused, 1e-9)
         timed = len(values) - self._untimed
         rate = timed * self.train.batch_size * self.train.seq_len / spent if timed else None
-        record: dict[str, Any] = {"step": step}
-        for key in values[-1]:
-            column = np.asarray([v[key] for v in values], np.float64)
-            # Counters and rates as they stand; what is measured, as its mean over the steps that count.
-            last = key.startswith("skipped") or key == "lr"
-            finite = column[np.isfinite(column)]
-            record[key] = float(column[-1]) if last else float(finite.mean()) if finite.size else math.nan
-        record["skipped_in_row"] = max(v["skipped_in_row"] for v in values)
-        for key in ("skipped", "skipped_in_row"):
-            record[key] = int(record[key])
+        record: dict[str, Any] = {"step": step} | summarise(values)
         record |= {
             "tokens": step * self.train.batch_size * self.train.seq_len,
             "tokens_per_s": rate,
@@ -250,5 +247,20 @@ class Window:
         return record
 
 
-def _due(step: int, every: int | None) -> bool:
+def summarise(values: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What the log says of several steps' metrics, scalars on the host."""
+    record: dict[str, Any] = {}
+    for key in values[-1]:
+        column = np.asarray([v[key] for v in values], np.float64)
+        # Counters and rates as they stand; what is measured, as its mean over the steps that count.
+        last = key.startswith("skipped") or key == "lr"
+        finite = column[np.isfinite(column)]
+        record[key] = float(column[-1]) if last else float(finite.mean()) if finite.size else math.nan
+    record["skipped_in_row"] = max(v["skipped_in_row"] for v in values)
+    for key in ("skipped", "skipped_in_row"):
+        record[key] = int(record[key])
+    return record
+
+
+def due(step: int, every: int | None) -> bool:
     return every is not None and step % every == 0

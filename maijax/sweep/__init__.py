@@ -1,0 +1,1 @@
+"""Sweeps: which trials there are, who runs each, several in one program, and what came of them."""

@@ -1,0 +1,80 @@
+"""The driver: keeps workers going until every trial has ended, and says how it goes. No jax."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from maijax.errors import RunError, UserError
+from maijax.sweep.launch import Launcher
+from maijax.sweep.study import Study, Trial
+from maijax.train.interrupt import Interrupt
+from maijax.train.progress import Progress
+
+EVERY = 0.3  # seconds between two looks
+MOST_FAILURES = 4  # of workers in a row, in which no trial has moved
+
+
+def drive(study: Study, launcher: Launcher) -> bool:
+    """True when every trial has ended, False when asked to stop before.
+
+    Raises UserError for what no trial can run with, as data that cannot be read, RunError if no worker can work.
+
+    Any number of drivers may do this for one study at once.
+    """
+    failures, moved, delay = 0, None, 0.0
+    with Interrupt() as interrupt, Progress(total=study.count, what="trial") as bar:
+        while True:
+            trials = study.trials()
+            ended = [trial for trial in trials if trial.result is not None]
+            bar.count(len(ended), said(trials))
+            now = [(t.number, t.step, t.deaths, t.result is not None) for t in trials]
+            failed = [(code, line) for code, line in launcher.ended() if code not in (0, 75)]
+            failures = len(failed) if now != moved else failures + len(failed)
+            moved = now
+            if failed:
+                code, line = failed[-1]
+                if code == 2:
+                    _stop(launcher)
+                    raise UserError(line.removeprefix("maijax: "))
+                bar.note(f"maijax: a worker ended with code {code}: {line}")
+                delay = time.monotonic() + min(30.0, 2.0**failures)
+                if failures >= MOST_FAILURES:
+                    raise RunError(f"{failures} workers in a row ended before a trial moved; the last said: {line}")
+            if interrupt.asked is not None:
+                _stop(launcher)
+                return len([t for t in study.trials() if t.result is not None]) == study.count
+            alive = launcher.alive()
+            if len(ended) == study.count and not alive:
+                return True
+            free = study.count - len(ended) - len(study.held()) if alive < launcher.workers else 0
+            if free > 0 and time.monotonic() >= delay:
+                launcher.start()
+            time.sleep(EVERY)
+
+
+def said(trials: Sequence[Trial]) -> str:
+    """The best so far, and how many were stopped early or failed."""
+    done = [t for t in trials if t.result is not None and t.result.state == "done"]
+    parts = []
+    if found := best(done):
+        assert found.result is not None
+        parts.append(f"best {found.result.bits_per_byte:.4f} bits per byte (trial {found.number})")
+    for state in ("pruned", "failed"):
+        if count := sum(t.result is not None and t.result.state == state for t in trials):
+            parts.append(f"{count} {state}")
+    return "  ".join(parts)
+
+
+def best(trials: Sequence[Trial]) -> Trial | None:
+    """The finished trial with the fewest bits per byte."""
+    done = [(t.result.bits_per_byte, t) for t in trials if t.result is not None and t.result.state == "done"]
+    return min(((b, t) for b, t in done if b is not None), key=lambda pair: pair[0], default=(None, None))[1]
+
+
+def _stop(launcher: Launcher) -> None:
+    """Waits until the workers have saved; a second Ctrl-C leaves them to it."""
+    launcher.stop()
+    while launcher.alive():
+        time.sleep(EVERY)
+    launcher.ended()

@@ -1,0 +1,22 @@
+"""What the tests of sweeps share."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+WORDS = "the a king queen tin soldier mermaid sea stood sang danced went home on one leg and said never".split()
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory) -> Path:
+    rng = np.random.default_rng(3)
+    file = tmp_path_factory.mktemp("corpus") / "tales.jsonl"
+    with open(file, "w") as out:
+        for _ in range(60):
+            out.write(json.dumps({"text": " ".join(rng.choice(WORDS, int(rng.integers(5, 60)))) + "."}) + "\n")
+    return file

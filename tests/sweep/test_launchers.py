@@ -1,0 +1,148 @@
+"""The same command on a cluster: a real Slurm of one node, started here, and Ray on this machine."""
+
+import contextlib
+import importlib.util
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+from sweep_parts import ROOT, process, tiny
+
+from maijax import plain
+from maijax.errors import UserError
+from maijax.sweep import launch
+from maijax.sweep.study import Study
+
+CONF = """\
+ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={ports[0]}
+SlurmdPort={ports[1]}
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.socket
+CryptoType=crypto/munge
+SlurmUser=root
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+SlurmctldPidFile={folder}/ctld.pid
+SlurmdPidFile={folder}/d.pid
+SlurmctldLogFile={folder}/ctld.log
+SlurmdLogFile={folder}/d.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+SwitchType=switch/none
+MpiDefault=none
+ReturnToService=2
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+NodeName={host} NodeAddr=127.0.0.1 CPUs={cores} State=UNKNOWN
+PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+"""
+DAEMONS = ("munged", "slurmctld", "slurmd", "squeue")
+SBIN = f"{os.environ['PATH']}:/usr/sbin:/sbin"
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+@pytest.fixture
+def slurm(tmp_path):
+    """The environment of a Slurm of this machine alone; its daemons end with the test."""
+    if os.getuid() != 0 or not all(shutil.which(name, path=SBIN) for name in DAEMONS):
+        pytest.skip("needs root and Debian's slurm-wlm")
+    if importlib.util.find_spec("submitit") is None:
+        pytest.skip("needs submitit")
+    folder = tmp_path / "slurm"
+    for name in ("state", "spool"):
+        (folder / name).mkdir(parents=True)
+    host = socket.gethostname().split(".")[0]
+    conf = CONF.format(host=host, folder=folder, ports=(free_port(), free_port()), cores=os.cpu_count())
+    (folder / "slurm.conf").write_text(conf)
+    (folder / "cgroup.conf").write_text("CgroupAutomount=no\n")
+    (folder / "key").write_bytes(os.urandom(1024))
+    (folder / "key").chmod(0o600)
+    env = {"PATH": SBIN, "SLURM_CONF": str(folder / "slurm.conf")}
+    munge = ["munged", "--foreground", "--force", f"--key-file={folder}/key", f"--socket={folder}/munge.socket",
+             f"--pid-file={folder}/munge.pid", f"--log-file={folder}/munge.log", f"--seed-file={folder}/munge.seed"]
+    with contextlib.ExitStack() as stack:
+        for words in (munge, ["slurmctld", "-D"], ["slurmd", "-D"]):
+            log = stack.enter_context(open(folder / f"{words[0]}.out", "wb"))
+            daemon = subprocess.Popen(words, env=os.environ | env, stdout=log, stderr=log)
+            stack.callback(daemon.wait)
+            stack.callback(daemon.terminate)
+        for _ in range(100):
+            time.sleep(0.2)
+            done = subprocess.run(["sinfo", "-h", "-o", "%T"], env=os.environ | env, capture_output=True, text=True)
+            if done.stdout.strip() in ("idle", "mixed"):
+                break
+        else:
+            pytest.skip(f"Slurm did not start here: {(folder / 'd.log').read_text()[-300:]}")
+        yield env
+
+
+def command(corpus, tmp_path, launcher: str) -> list[str]:
+    """A 4-trial sweep of the tiny experiment, as a person would give it."""
+    (tmp_path / "lab.py").write_text(
+        "from maijax import plain\nfrom maijax.registry import register_sweep\nfrom maijax.space import Sweep\n"
+        f"BASE = {json.dumps(plain.to_plain(tiny(corpus))).replace('null', 'None').replace('false', 'False')}\n"
+        .replace("true", "True")
+        + "@register_sweep\ndef four():\n    '''Which rate?'''\n"
+        "    return Sweep(base=plain.from_plain(BASE), space={'optim.lr': '1e-3,3e-3,1e-2,3e-2'})\n"
+    )
+    return ["-m", "maijax", "sweep", "four", "--module", "lab", "--launcher", launcher, "--workers", "2", "--together",
+            "2", "--runs-dir", str(tmp_path / "runs"), "--json"]
+
+
+def four_trials(done: str, tmp_path) -> None:
+    told = json.loads(done)
+    assert told["finished"] and told["count"] == 4
+    assert [t["state"] for t in told["trials"]] == ["done"] * 4
+    assert len(Study.load(tmp_path / "runs" / "four").trials()) == 4
+
+
+def test_slurm(corpus, tmp_path, slurm):
+    words = command(corpus, tmp_path, "slurm:timeout_min=10,cpus_per_task=1")
+    driver = process(*words, **slurm, PYTHONPATH=f"{ROOT}:{tmp_path}")
+    out, err = driver.communicate(timeout=240)
+    assert driver.returncode == 0, err
+    four_trials(out, tmp_path)
+    jobs = [p.name for p in (tmp_path / "runs" / "four" / "workers").iterdir()]
+    assert sum(name.isdecimal() for name in jobs) >= 2  # by their numbers
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs Ray")
+def test_ray(corpus, tmp_path):
+    words = command(corpus, tmp_path, "ray:num_cpus=1")
+    driver = process(*words, PYTHONPATH=f"{ROOT}:{tmp_path}")
+    out, err = driver.communicate(timeout=240)
+    assert driver.returncode == 0, err
+    four_trials(out, tmp_path)
+
+
+@pytest.mark.parametrize(("text", "part"), [
+    ("cloud", "must be local, slurm or ray"), ("local:x=1", "local takes no options"), ("slurm:gpu", "option=value"),
+])
+def test_bad_launchers(text, part, tmp_path):
+    with pytest.raises(UserError, match=part):
+        launch.make(text, tmp_path, workers=1, together=1)
+
+
+@pytest.mark.parametrize(("package", "text"), [("submitit", "slurm"), ("ray", "ray")])
+def test_a_missing_package_names_the_extra(package, text, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UserError, match=rf"maijax\[{text}\]"):
+        launch.make(text, tmp_path, workers=1, together=1)
+
+
+def test_the_experiment_survives_the_command(corpus):
+    assert plain.from_plain(plain.to_plain(tiny(corpus))) == tiny(corpus)

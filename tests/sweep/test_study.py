@@ -1,0 +1,188 @@
+"""Trials that survive any kill: ended ones stay, those of the dead are taken up, nobody shares one."""
+
+import collections
+import dataclasses
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from sweep_parts import process, tiny
+
+from maijax.errors import UserError
+from maijax.space import Sweep
+from maijax.sweep import study as studies
+from maijax.sweep.study import Result, Study
+
+RUNNER = str(Path(__file__).parent / "runner.py")
+RATES = ",".join(f"{i + 1}e-4" for i in range(24))
+
+
+def make(folder: Path, corpus: Path, **changes) -> Study:
+    sweep = Sweep(name="s", base=tiny(corpus), space={"optim.lr": RATES})
+    return Study.create(folder, dataclasses.replace(sweep, **changes), {})
+
+
+def told(folder: Path) -> dict[str, collections.Counter]:
+    found = collections.defaultdict(collections.Counter)
+    for line in (folder / "log").read_text().splitlines():
+        word, number, _ = line.split()
+        found[word][int(number)] += 1
+    return found
+
+
+def wait_for(condition, seconds: float = 60) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "it never came"
+        time.sleep(0.02)
+
+
+def pids(folder: Path, word: str) -> list[int]:
+    file = folder / "log"
+    lines = file.read_text().splitlines() if file.exists() else []
+    return [int(line.split()[2]) for line in lines if line.startswith(word) and len(line.split()) == 3]
+
+
+def finish(*drivers: subprocess.Popen) -> None:
+    for one in drivers:
+        _, err = one.communicate(timeout=120)
+        assert one.returncode == 0, err
+
+
+def all_ran_once(folder: Path) -> None:
+    """24 results, each written by one worker, and no step of any trial made twice or by two at once."""
+    done = told(folder)["done"]
+    assert done == dict.fromkeys(range(24), 1)
+    for number in range(24):
+        steps = (folder / f"trial-{number:04}" / "steps").read_text().splitlines()
+        assert len(steps) == 3
+    trials = Study.load(folder).trials()
+    assert [t.number for t in trials] == list(range(24)) and all(t.result.state == "done" for t in trials)
+
+
+def test_kill_of_driver_and_worker_loses_nothing(corpus, tmp_path):
+    make(tmp_path / "s", corpus)
+    folder = tmp_path / "s"
+    driver = process(RUNNER, "drive", str(folder), "2")
+    wait_for(lambda: len(pids(folder, "done")) >= 3)
+    os.kill(pids(folder, "begin")[-1], signal.SIGKILL)  # a worker: the driver starts another
+    wait_for(lambda: len(pids(folder, "done")) >= 9)
+    os.killpg(driver.pid, signal.SIGKILL)
+    for pid in set(pids(folder, "begin")):
+        try:
+            os.kill(pid, signal.SIGKILL)  # and all of its workers
+        except ProcessLookupError:
+            pass
+    driver.wait()
+    before = told(folder)["done"]
+    assert 9 <= len(before) < 24
+    finish(process(RUNNER, "drive", str(folder), "2"))
+    all_ran_once(folder)
+    finish(process(RUNNER, "drive", str(folder), "2"))  # and once more: nothing is left to do
+    all_ran_once(folder)
+
+
+def test_workers_save_and_leave_when_their_driver_is_killed(corpus, tmp_path):
+    make(tmp_path / "s", corpus)
+    folder = tmp_path / "s"
+    driver = process(RUNNER, "drive", str(folder), "1", NAP="0.3")
+    wait_for(lambda: pids(folder, "begin"))
+    driver.kill()
+    driver.wait()
+    worker = pids(folder, "begin")[0]
+    wait_for(lambda: not Path(f"/proc/{worker}").exists() or "Z" in Path(f"/proc/{worker}/stat").read_text().split()[2])
+    assert not any(t.running for t in Study.load(folder).trials())
+    finish(process(RUNNER, "drive", str(folder), "2"))
+    all_ran_once(folder)
+
+
+def test_two_drivers_at_once_share_the_trials(corpus, tmp_path):
+    make(tmp_path / "s", corpus)
+    folder = tmp_path / "s"
+    finish(*[process(RUNNER, "drive", str(folder), "2") for _ in range(2)])
+    all_ran_once(folder)
+    assert told(folder)["begin"] == told(folder)["done"]
+    assert len(set(pids(folder, "done"))) >= 2
+
+
+def test_ctrl_c_of_the_driver_stops_its_workers(corpus, tmp_path):
+    make(tmp_path / "s", corpus)
+    folder = tmp_path / "s"
+    driver = process(RUNNER, "drive", str(folder), "2", NAP="0.2")
+    wait_for(lambda: pids(folder, "begin"))
+    driver.send_signal(signal.SIGINT)
+    driver.communicate(timeout=60)
+    assert driver.returncode == 75
+    assert not Study.load(folder).held() and not any(t.running for t in Study.load(folder).trials())
+
+
+def test_claims_are_alone_and_come_back(corpus, tmp_path):
+    study = make(tmp_path / "s", corpus)
+    first, second = study.claim(3), Study.load(study.folder).claim(2)
+    assert [c.trial.number for c in first] == [0, 1, 2] and [c.trial.number for c in second] == [3, 4]
+    assert study.held() == {0, 1, 2, 3, 4}
+    first[0].release(Result(state="done", step=6, bits_per_byte=2.0))
+    first[1].release(None)
+    first[2].lock.close()  # as if its worker had been killed
+    again = study.claim(16, workers=4)
+    assert [c.trial.number for c in again] == [1, 2, 5, 6, 7, 8]  # a quarter of what is left
+    assert [c.trial.deaths for c in again[:2]] == [0, 1]
+    assert study.trials()[0].result == Result(state="done", step=6, bits_per_byte=2.0)
+
+
+def test_a_trial_that_kills_its_workers_runs_alone_and_is_given_up(corpus, tmp_path):
+    study = make(tmp_path / "s", corpus)
+    numbers = []
+    for _ in range(4):
+        claims = study.claim(2)
+        numbers.append([c.trial.number for c in claims])
+        for claim in claims:
+            claim.lock.close()
+    assert numbers == [[0, 1], [0, 1], [0], [1]]
+    assert "died 3 times" in study.trials()[0].result.why
+
+
+def test_only_equal_shapes_come_together(corpus, tmp_path):
+    space = {"optim.lr": "1e-3,1e-2", "model.num_layers": "1,2", "train.seed": "0,1"}
+    study = make(tmp_path / "s", corpus, space=space)
+    held = [study.claim(16) for _ in range(3)]
+    assert [[c.trial.point["model.num_layers"] for c in claims] for claims in held] == [["1"] * 4, ["2"] * 4, []]
+
+
+def test_another_sweep_in_the_folder_is_refused_with_the_difference(corpus, tmp_path):
+    make(tmp_path / "s", corpus, sampler="random", space={"optim.lr": "log:1e-4..1e-1"}, trials=5)
+    grown = make(tmp_path / "s", corpus, sampler="random", space={"optim.lr": "log:1e-4..1e-1"}, trials=9)
+    assert grown.count == 9 == Study.load(grown.folder).count
+    with pytest.raises(UserError, match=r"space optim.lr was log:1e-4..1e-1, is log:1e-4..1"):
+        make(tmp_path / "s", corpus, sampler="random", space={"optim.lr": "log:1e-4..1"})
+    with pytest.raises(UserError, match=r"train.steps was 6, is 7"):
+        make(tmp_path / "s", corpus, sampler="random", space={"optim.lr": "log:1e-4..1e-1"}, base=tiny(corpus, steps=7))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "experiment.json").write_text("{}")
+    with pytest.raises(UserError, match="is a run, not a sweep"):
+        make(tmp_path / "run", corpus)
+
+
+def test_a_damaged_file_is_named(corpus, tmp_path):
+    study = make(tmp_path / "s", corpus)
+    (study.folder / studies.FILE).write_text('{"base": ')
+    with pytest.raises(UserError, match="sweep.json: cannot be read as a sweep"):
+        Study.load(study.folder)
+
+
+def test_tpe_learns(corpus, tmp_path):
+    space = {"optim.lr": "log:1e-4..1", "train.seed": "0,1"}
+    study = make(tmp_path / "s", corpus, sampler="tpe", trials=40, space=space)
+    rates = []
+    while claims := study.claim(16):
+        assert len(claims) <= 5
+        for claim in claims:
+            rate = float(claim.trial.point["optim.lr"])
+            rates.append(rate)
+            claim.release(Result(state="done", step=1, bits_per_byte=1 + abs(rate - 0.01) ** 0.5))
+    assert len(rates) == 40
+    near = [sum(0.003 < r < 0.03 for r in part) for part in (rates[:10], rates[-10:])]
+    assert near[1] > near[0] and near[1] >= 6

@@ -1,0 +1,112 @@
+"""The verb: what a command line means, what it foretells, what it prints and draws."""
+
+import json
+from html.parser import HTMLParser
+
+import pytest
+from sweep_parts import tiny
+
+from maijax import cli, registry
+from maijax.cli import sweep as verb
+from maijax.cli import table
+from maijax.space import Sweep
+from maijax.sweep import drive, picture
+from maijax.sweep.study import Result, Study
+
+
+@pytest.fixture
+def lab(corpus, clean_registry, monkeypatch):
+    monkeypatch.setattr(registry, "_sweeps", dict(registry._sweeps))
+
+    @registry.register_sweep
+    def rates() -> Sweep:
+        """Which rate?"""
+        return Sweep(base=tiny(corpus), space={"optim.lr": "log:1e-4..1:5", "optim.name": "adamw,lion"})
+
+
+def chosen(*words: str) -> Sweep:
+    return verb.chosen(cli.parser().parse_args(["sweep", *words]))[0]
+
+
+def test_what_a_command_line_means(lab):
+    assert chosen("rates").count == 10
+    assert chosen("rates", "--set", "train.seed=0,1,2").count == 30
+    held = chosen("rates", "--set", "optim.name=lion", "--set", "train.steps=9")
+    assert held.count == 5 and held.base.optim.name == "lion" and held.base.train.steps == 9
+    found = chosen("phi_test", "--set", "optim.lr=log:1e-4..1")
+    assert (found.sampler, found.count, found.name) == ("random", 20, "phi_test")
+    found = chosen("phi_test", "--set", "optim.lr=1,2", "--sampler", "tpe", "--trials", "7", "--prune", "halving")
+    assert (found.sampler, found.count, found.prune) == ("tpe", 7, "halving")
+
+
+@pytest.mark.parametrize(("words", "parts"), [
+    ("phi_test", ["the space is empty"]),
+    ("phi_tst --set optim.lr=1,2", ["did you mean phi_test"]),
+    ("phi_test --set optim.lr=log:0..1:4 --set train.stepz=3 --set model.num_layers=0,1",
+     ["begin above 0", "train.steps?"]),
+    ("phi_test --set model.attention.kv_heads=1,3", ["kv_heads=3 must divide"]),
+    ("phi_test --set optim.lr=1,2 --trials 4", ["a grid has 2"]),
+    ("phi_test --set optim.lr=1,2 --launcher cloud", ["must be local, slurm or ray"]),
+    ("phi_test --set optim.lr=1,2 --name ../x", ["run name"]),
+    ("phi_test --set optim.lr=1,2 --workers 0", ["must be a whole number above 0"]),
+])
+def test_bad_input_is_one_line_and_writes_nothing(capsys, tmp_path, words, parts):
+    assert cli.main(["sweep", *words.split(), "--runs-dir", str(tmp_path)]) == 2
+    err = capsys.readouterr().err
+    assert all(part in err for part in parts) and err.count("\n") == 1, err
+    assert not list(tmp_path.iterdir())
+
+
+def test_dry_run(capsys, tmp_path):
+    words = ["sweep", "phi_test", "--set", "optim.lr=log:1e-3..1e-1:3", "--set", "model.num_layers=1,2"]
+    assert cli.main([*words, "--dry-run", "--runs-dir", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "6 trials of phi_test, grid" in out and "2 different programs" in out and "0.01" in out
+    assert not list(tmp_path.iterdir())
+
+
+def ended(corpus, folder) -> Study:
+    """A study with a trial of every fate."""
+    space = {"optim.lr": "log:1e-4..1:5", "optim.name": "adamw,lion", "train.seed": "0,1"}
+    study = Study.create(folder, Sweep(name="s", base=tiny(corpus), space=space), {})
+    for claim in study.claim(99) + study.claim(99):
+        n = claim.trial.number
+        if n == 7:
+            result = Result(state="failed", step=3, why="the loss is <not> finite & more")
+        elif n == 8:
+            result = Result(state="pruned", step=2, bits_per_byte=7.0, loss=5.0)
+        else:
+            figure = 1e6 if n == 19 else 3 + abs(n - 4.5) / 10
+            result = Result(state="done", step=6, bits_per_byte=figure, loss=4.0)
+        claim.release(result)
+    return study
+
+
+def test_the_table_and_the_page(corpus, tmp_path, capsys):
+    study = ended(corpus, tmp_path / "s")
+    trials = study.trials()
+    assert len(trials) == 20 and drive.best(trials).number == 4
+    page = picture.write(study)
+    verb.tell(study, trials, page)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= table.WIDTH
+    assert lines[0].split() == ["trial", "lr", "name", "seed", "bits/byte", "loss", "step"]
+    assert lines[1].split()[0] == "4" and any("pruned" in line for line in lines)
+
+    text = page.read_text()
+    parser, open_tags = HTMLParser(), []
+    parser.handle_starttag = lambda tag, attrs: open_tags.append(tag)
+    parser.feed(text)
+    assert open_tags.count("figure") == 3 and "&lt;not&gt;" in text and "<not>" not in text
+    assert text.count('class="dots"') == 18 * 3 and "log axis" in text
+    assert "http" not in text.replace("http-equiv", "")  # needs nothing else
+    told = verb._plainly(study, trials, True)
+    assert json.loads(json.dumps(told))["best"] == 4 and len(told["trials"]) == 20
+    assert drive.said(trials) == "best 3.0500 bits per byte (trial 4)  1 pruned  1 failed"
+
+
+def test_data_that_cannot_be_read_stops_the_sweep_in_one_line(corpus, tmp_path, capsys):
+    words = ["sweep", "phi_test", "--set", "optim.lr=1e-3,1e-2", "--set", f"data.sources={tmp_path}/nowhere.txt"]
+    assert cli.main([*words, "--runs-dir", str(tmp_path / "runs"), "--name", "s"]) == 2
+    assert "nowhere.txt" in capsys.readouterr().err.splitlines()[-1]
+    assert not any(t.result for t in Study.load(tmp_path / "runs" / "s").trials())
