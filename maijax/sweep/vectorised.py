@@ -28,7 +28,7 @@ from maijax.parallel.mesh import make_mesh
 from maijax.parallel.sharding import Layout
 from maijax.sweep import groups
 from maijax.train import environment, loop, report, rundir, state
-from maijax.train.checkpoint import Checkpoints, Meta, fingerprint
+from maijax.train.checkpoint import Checkpoints, Meta
 from maijax.train.evaluate import Evaluation
 from maijax.train.interrupt import Interrupt
 from maijax.train.metrics import MetricLog
@@ -110,7 +110,7 @@ def _open(
             Checkpoints(folder / "checkpoints", keep=experiment.train.keep, writer=True)
         )
         new = run_folder.claim(experiment, record | {"experiment": plain.to_plain(experiment)})
-        identity = fingerprint(rundir.identity(experiment))
+        identity = plain.fingerprint(rundir.identity(experiment))
         restored = checkpoints.restore(target, identity=identity, data=data[seed].identity)
         if restored is None and seed not in fresh:
             fresh[seed] = state.create(experiment.model, tx, layout, seed)
