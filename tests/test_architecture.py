@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-VALUES = {"config", "dims", "errors", "rules", "weights"}
+VALUES = {"config", "dims", "errors", "parametrization", "rules", "weights"}
 ARITHMETIC = VALUES | {"hardware", "overrides", "plain", "scaling"}
 # Each room of maijax/ and what it may import from maijax; arrows only point down.
 MAY_IMPORT = {
@@ -17,6 +17,7 @@ MAY_IMPORT = {
     "config": {"errors"},
     "dims": {"config"},
     "weights": {"config", "dims"},
+    "parametrization": {"config", "dims", "weights"},
     "rules": {"config", "dims", "errors", "weights"},
     "hardware": {"errors"},
     "plain": {"config", "errors"},
@@ -37,7 +38,8 @@ MAY_IMPORT = {
     "__main__": {"cli"},
 }
 NO_JAX = {
-    "__init__", "__main__", "cli", "config", "dims", "errors", "hardware", "overrides", "plain", "provenance",
+    "__init__", "__main__", "cli", "config", "dims", "errors", "hardware", "overrides", "parametrization", "plain",
+    "provenance",
     "registry", "rules", "scaling", "weights",
 }
 LONGEST_FILE, LONGEST_FUNCTION = 350, 80  # lines
