@@ -28,10 +28,10 @@ BOUNDS = (-0.75, 0.15)  # of the slope, log2 of mean |x| against log2 of the siz
 CONTROL = 1.0  # the standard parametrisation's residual stream over width must grow faster, or nothing was tested
 WIDTHS, DEPTHS = (64, 128, 256, 512), (2, 4, 8, 16)
 QUANTITIES = ("residual stream", "attention out", "mlp out", "logits")
-STEPS, SEEDS, ROWS, LENGTH, VOCAB = 5, 2, 4, 64, 512
+STEPS, SEEDS, ROWS, LENGTH, VOCAB = 5, 2, 4, 64, 16
 MOST_HEAD_DIM, MOST_EXPERTS = 32, 8
 # Large on purpose: many times what anybody would train with. Muon's unit is 0.2 of AdamW's.
-RATES = {"adamw": 1e-2, "adafactor": 1e-2, "lion": 1e-2, "muon": 5e-2}
+RATES = {"adamw": 1e-2, "adafactor": 1e-2, "lion": 1e-2, "muon": 0.1}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
