@@ -22,6 +22,7 @@ FLAGS = {
     "diff": "A B --json --module",
     "doctor": "NAME --json --mesh --module --set --slices --topology",
     "plan": "NAME --json --mesh --module --search --set --slices --topology",
+    "coordcheck": "NAME --html --json --mesh --module --set",
     "run": "NAME --dry-run --mesh --module --name --runs-dir --set",
     "eval": "RUN --field --json --runs-dir --source",
     "generate": "RUN --max-tokens --num --prompt --runs-dir --seed --temperature --top-k --top-p",

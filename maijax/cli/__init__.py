@@ -24,6 +24,7 @@ Language-model research in JAX: an experiment is a value, and every size goes th
   maijax run phi_tiny --set optim.lr=3e-3  the same with one value changed
   maijax generate phi_tiny --prompt "Once upon a time"
   maijax diff phi_tiny mai_500b            what differs between small and large, and why
+  maijax coordcheck phi_tiny               do rates tuned small hold at other widths and depths?
   maijax plan mai_70b --topology v5p:8x8x8 compile it for a machine that is not here: memory, time, cost
 """
 _CODES = "Exit codes: 0 done, 1 failed, 2 bad input, 75 stopped and saved (the same command goes on), 130 interrupted."
@@ -38,6 +39,10 @@ Values are set with --set PATH=VALUE, as often as you like; `maijax show NAME` p
 _KINDS = """\
 Each number says how it is known: exact (arithmetic on sizes), compiler (read from the compiled program), or
 model (a few constants fitted to published runs, see docs/plan.md). Compiles are kept in the cache folder.
+"""
+_COORDS = """\
+A shrunk copy of the experiment's structure is trained for a few large steps, in its parametrisation (completep where
+it is standard) and in the standard one. The exit code is 1 if a slope of log2 mean |x| leaves [-0.75, +0.15].
 """
 
 
@@ -90,9 +95,15 @@ def _reading_verbs(verb) -> None:
     _experiment(plans)
     _topology(plans, required=True)
     plans.add_argument("--search", action="store_true", help="look for the fastest layout, and compile the best few")
+    coords = verb("coordcheck", "coordcheck:coordcheck",
+                  "train small copies at many widths and depths: do activations keep their size?",
+                  "Example: maijax coordcheck phi_tiny\n"
+                  "Example: maijax coordcheck mai_500b_moe --set optim.name=muon --html check.html\n\n" + _COORDS)
+    _experiment(coords)
+    coords.add_argument("--html", metavar="FILE", help="write the picture there, one page that needs nothing else")
     for one in (lists, diffs):
         _module(one)
-    for one in (lists, shows, diffs, doctor, plans):
+    for one in (lists, shows, diffs, doctor, plans, coords):
         _json(one)
 
 

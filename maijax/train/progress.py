@@ -76,6 +76,16 @@ class Progress:
         if now - self._last_line >= self._every:
             self._line()
 
+    def part(self, done: int, total: int, text: str) -> None:
+        """So many of so many parts are done; `text` is the next. For work without a loss."""
+        self._total, self._text = total, f"{done}/{total}  {text}"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, total=total, numbers=text)
+            return
+        self._pending = False
+        if time.monotonic() - self._last_line >= self._every:
+            self._line()
+
     def doing(self, text: str) -> None:
         """Says what keeps the next step waiting; the next update replaces it."""
         if self._bar is not None:
