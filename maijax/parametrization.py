@@ -55,8 +55,9 @@ def multipliers(weight: Weight, model: ModelConfig, optimizer: str) -> Multiplie
         lr = wider**-0.5 if optimizer == "muon" else 1 / wider
     elif weight.group == "router":
         lr = 1 / wider
-    in_layers = weight.stack.startswith("L")
-    return Multipliers(lr=lr, decay=1 / lr, eps=1 / wider / (deeper if in_layers else 1.0))
+    adam = optimizer == "adamw" or (optimizer == "muon" and weight.role != "hidden")
+    eps = 1 / wider / (deeper if weight.stack.startswith("L") else 1.0) if adam else 1.0
+    return Multipliers(lr=lr, decay=1 / lr, eps=eps)
 
 
 def residual(model: ModelConfig) -> float:

@@ -138,7 +138,7 @@ def test_list(capsys):
     names = [line.split()[0] for line in out.splitlines() if not line.startswith(" ")]
     assert (code, err) == (0, "")
     assert names[0] == "name" and set(names[1:]) == set(registry.names())
-    assert names[1:3] == ["phi_test", "phi_tiny"] and names[-1] == "mai_500b"  # by size
+    assert names[1:3] == ["phi_test", "ladder_2"] and names[-1] == "mai_500b"  # by size
     assert [line.split()[0] for line in run(capsys, "list", "phi3_*")[1].splitlines() if line[0] != " "] == [
         "name", "phi3_mini", "phi3_medium",
     ]
