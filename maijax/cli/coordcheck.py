@@ -30,7 +30,8 @@ def coordcheck(args: argparse.Namespace) -> int:
         f"A shrunk copy of {report.name}'s structure: widths {_list(checking.WIDTHS)} of heads of at most "
         f"{checking.MOST_HEAD_DIM}, depths {_list(checking.DEPTHS)}; {checking.STEPS} steps of {report.optimizer} at a "
         f"constant {checking.RATES[report.optimizer]:g} without decay, on one batch of {checking.ROWS} x "
-        f"{checking.LENGTH} random tokens of {checking.VOCAB} kinds, mean of {checking.SEEDS} seeds."
+        f"{checking.LENGTH} random tokens of {checking.KINDS['width']} kinds, over depth of "
+        f"{checking.KINDS['depth']}; mean of {checking.SEEDS} seeds."
     )
     if experiment.model.parametrization.name == "standard":
         about += f" {report.name} itself is in the standard parametrisation, which promises nothing."

@@ -4,9 +4,11 @@ A shrunk copy of the model (same norm, activation, grouping of heads, head, mixt
 batch of random tokens, at several widths and depths; the mean absolute activation, against the size, is a straight
 line in logarithms. Where its slope is near 0, what was tuned at one size acts alike at another.
 
-There are sixteen kinds of token, fewer than the smallest width, so that what can be learnt has the same rank at every
-width. With 512 kinds a wider model learns more of them at once, most of all under Muon, which lengthens every
-direction alike: its slopes under muP were then +0.25 to +0.4, after a single step still +0.09.
+How many kinds of token there are matters, since they are what can be learnt in so few steps. Over width there are
+sixteen, fewer than the smallest width, so that it has the same rank at every width: of 512 kinds a wider model learns
+more at once, most of all under Muon, which lengthens every direction alike (slopes under muP +0.25 to +0.4, after a
+single step +0.09). Over depth there are 512: of sixteen, attention averages so many alike that what it adds still
+grows between 8 and 16 layers (+0.4 under CompleteP and AdamW), though not without end.
 
 Source: Yang et al., arXiv 2203.03466, appendix D.1, and microsoft/mup, which also repeats one batch; over depth: Dey
 et al., arXiv 2505.01618, figure 7. The bounds are ours: a readout that starts at random may shrink as width^-1/2.
@@ -32,7 +34,8 @@ BOUNDS = (-0.75, 0.15)  # of the slope, log2 of mean |x| against log2 of the siz
 CONTROL = 1.0  # the standard parametrisation's residual stream over width must grow faster, or nothing was tested
 WIDTHS, DEPTHS = (64, 128, 256, 512), (2, 4, 8, 16)
 QUANTITIES = ("residual stream", "attention out", "mlp out", "logits")
-STEPS, SEEDS, ROWS, LENGTH, VOCAB = 5, 2, 4, 64, 16
+STEPS, SEEDS, ROWS, LENGTH = 5, 2, 4, 64
+KINDS = {"width": 16, "depth": 512}  # of token
 MOST_HEAD_DIM, MOST_EXPERTS = 32, 8
 # Large on purpose: many times what anybody would train with. Muon's unit is 0.2 of AdamW's.
 RATES = {"adamw": 1e-2, "adafactor": 1e-2, "lion": 1e-2, "muon": 0.1}
@@ -94,21 +97,23 @@ def check(
     """
     asked = experiment.model.parametrization.name
     asked = "completep" if asked == "standard" else asked
-    grid = {"width": [(w, depths[0]) for w in widths], "depth": [(widths[0], d) for d in depths]}
-    wanted = list(dict.fromkeys((how, *at) for how in (asked, "standard") for axis in grid for at in grid[axis]))
-    found: dict[tuple[str, int, int], dict[str, float]] = {}
-    for i, (how, width, depth) in enumerate(wanted):
-        tell(i, len(wanted), f"{how}, width {width}, {depth} layers")
-        # At the base every parametrisation is the standard one, to the bit.
-        twin = found.get((asked, width, depth)) if (width, depth) == (widths[0], depths[0]) else None
-        model = shrunk(experiment.model, how, width, depth, base=(widths[0], depths[0]))
-        found[how, width, depth] = twin or measure(model, experiment.optim)
-    tell(len(wanted), len(wanted), "")
+    base = (widths[0], depths[0])
+    grid = {"width": [(w, base[1]) for w in widths], "depth": [(base[0], d) for d in depths]}
+    wanted = [(how, axis, at) for how in (asked, "standard") for axis in grid for at in grid[axis]]
+    found: dict[tuple[str, str, tuple[int, int]], dict[str, float]] = {}
+    for i, (how, axis, at) in enumerate(wanted):
+        tell(i, len(wanted), f"{how}, width {at[0]}, {at[1]} layers")
+        if at == base and how != asked:  # at the base every parametrisation is the same program
+            found[how, axis, at] = found[asked, axis, at]
+            continue
+        model = shrunk(experiment.model, how, *at, base=base, kinds=KINDS[axis])
+        found[how, axis, at] = measure(model, experiment.optim)
+    tell(len(wanted), len(wanted), "done")
     promised = {"mup": ("width",), "completep": ("width", "depth"), "standard": ()}
     lines = [
         Line(
             parametrization=how, axis=axis, quantity=quantity, sizes=widths if axis == "width" else depths,
-            values=tuple(found[how, *at][quantity] for at in places), judged=axis in promised[how],
+            values=tuple(found[how, axis, at][quantity] for at in places), judged=axis in promised[how],
         )
         for how in (asked, "standard") for axis, places in grid.items() for quantity in QUANTITIES
     ]
@@ -117,7 +122,9 @@ def check(
     )
 
 
-def shrunk(model: ModelConfig, how: Any, width: int, depth: int, *, base: tuple[int, int]) -> ModelConfig:
+def shrunk(
+    model: ModelConfig, how: Any, width: int, depth: int, *, base: tuple[int, int], kinds: int
+) -> ModelConfig:
     """The model's structure at another width and depth: ratios kept, head_dim at most 32, so that heads vary."""
     attention, moe = model.attention, model.moe
     head_dim = min(attention.head_dim, MOST_HEAD_DIM)
@@ -136,7 +143,7 @@ def shrunk(model: ModelConfig, how: Any, width: int, depth: int, *, base: tuple[
             first_dense=min(moe.first_dense, 1),
         )
     return dataclasses.replace(
-        model, num_layers=depth, d_model=width, d_ff=like(model.d_ff), vocab_size=VOCAB, context=LENGTH, moe=moe,
+        model, num_layers=depth, d_model=width, d_ff=like(model.d_ff), vocab_size=kinds, context=LENGTH, moe=moe,
         attention=dataclasses.replace(
             attention, num_heads=heads, kv_heads=heads // group, head_dim=head_dim, window=None, rope=rope
         ),
@@ -152,7 +159,7 @@ def measure(model: ModelConfig, config: OptimConfig) -> dict[str, float]:
         config, lr=rate, adam_lr=rate, schedule="constant", warmup=0, weight_decay=0.0, spike_sigmas=None
     )
     tx = optim.build(config, model, STEPS)
-    tokens_BS = jnp.asarray(np.random.default_rng(0).integers(0, VOCAB, (ROWS, LENGTH + 1), dtype=np.int32))
+    tokens_BS = jnp.asarray(np.random.default_rng(0).integers(0, model.vocab_size, (ROWS, LENGTH + 1), dtype=np.int32))
 
     @jax.jit
     def last(seed: jax.Array) -> dict[str, jax.Array]:
