@@ -100,6 +100,22 @@ class MoEConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ParametrizationConfig:
+    """How init, rates and multipliers follow the size: maijax/parametrization.py. Standard reads no base."""
+
+    name: Literal["standard", "mup", "completep"] = "standard"
+    base_width: int | None = None  # d_model of the size whose hyperparameters these are
+    base_depth: int | None = None  # its num_layers (completep)
+
+    def problems(self) -> Iterator[str]:
+        yield from _positive(self, "base_width", "base_depth")
+        needed = {"standard": (), "mup": ("base_width",), "completep": ("base_width", "base_depth")}[self.name]
+        for field in needed:
+            if getattr(self, field) is None:
+                yield f"{field}=none must be set beside name={self.name}: that of the size whose rates are known"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """A decoder-only transformer; every size of the ladder is one of these."""
 
@@ -110,6 +126,7 @@ class ModelConfig:
     context: int  # longest sequence, tokens
     attention: AttentionConfig
     moe: MoEConfig | None = None
+    parametrization: ParametrizationConfig = ParametrizationConfig()
     tied_head: bool = False
     norm: Literal["rms", "layer"] = "rms"
     norm_eps: float = 1e-5

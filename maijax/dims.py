@@ -17,6 +17,7 @@ LOGICAL_AXES = {
     "M": "mlp",  # width of one expert
     "U": "mlp",  # width of the shared experts together
 }
+WIDE = frozenset("DHGFMU")  # sizes that grow with the model's width; head_dim stays, and more heads make the width
 
 
 def sizes(model: ModelConfig) -> dict[str, int]:
@@ -33,3 +34,15 @@ def sizes(model: ModelConfig) -> dict[str, int]:
     if moe is not None:
         found |= {"E": moe.num_experts, "M": moe.d_ff, "U": moe.shared_experts * moe.d_ff}
     return found
+
+
+def width_ratio(model: ModelConfig) -> float:
+    """d_model over that of the parametrisation's base; 1 for the standard one."""
+    how = model.parametrization
+    return 1.0 if how.name == "standard" or how.base_width is None else model.d_model / how.base_width
+
+
+def depth_ratio(model: ModelConfig) -> float:
+    """Layers over those of the base where the parametrisation minds depth (completep); else 1."""
+    how = model.parametrization
+    return 1.0 if how.name != "completep" or how.base_depth is None else model.num_layers / how.base_depth

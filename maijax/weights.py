@@ -16,6 +16,7 @@ from maijax import dims
 from maijax.config import ModelConfig
 
 Group = Literal["embed", "hidden", "head", "norm", "router"]
+Role = Literal["input", "hidden", "output", "vector"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,14 @@ class Weight:
     @property
     def logical_axes(self) -> tuple[str, ...]:
         return tuple(dims.LOGICAL_AXES[letter] for letter in self.letters)
+
+    @property
+    def role(self) -> Role:
+        """Its class in muP, by which sides grow with the width. Source: Yang et al., arXiv 2203.03466, table 3."""
+        reads, writes = (not dims.WIDE.isdisjoint(side) for side in (self.reads, self.writes))
+        if not self.reads:
+            return "vector"
+        return "output" if reads and not writes else "hidden" if reads else "input"
 
     @property
     def name(self) -> str:
@@ -69,8 +78,11 @@ def declare(model: ModelConfig) -> tuple[Weight, ...]:
         scale = weight(f"{path}/scale", init="ones", **common)
         return [scale, weight(f"{path}/bias", init="zeros", **common)] if model.norm == "layer" else [scale]
 
+    # The base's width and depth decide what a parametrisation keeps as the model grows.
+    wider, deeper = dims.width_ratio(model), dims.depth_ratio(model)
+    base_width = model.d_model / wider
     # Residual outputs start smaller, so that the stream's variance does not grow with depth (GPT-2).
-    shrink = (2 * model.num_layers) ** -0.5
+    shrink = (2 * (model.num_layers / deeper)) ** -0.5
 
     def mlp(path: str, letter: str, stack: str, depth: int) -> list[Weight]:
         out_std = shrink * width[letter] ** -0.5
@@ -97,7 +109,8 @@ def declare(model: ModelConfig) -> tuple[Weight, ...]:
         found += norm(f"{root}/mlp_norm", "D", stack="L", depth=depth)
         if not mixture or moe is None:
             return found + mlp(f"{root}/mlp", "F", "L", depth)
-        found.append(weight(f"{root}/moe/w_router", reads="D", writes="E", group="router", **one))
+        router_std = (model.d_model * wider) ** -0.5  # muP: a readout without a multiplier of its own
+        found.append(weight(f"{root}/moe/w_router", reads="D", writes="E", group="router", std=router_std, **one))
         found.append(
             weight(f"{root}/moe/router_bias", writes="E", group="router", init="zeros", decay=False, std=0.0,
                    trained=False, **one)
@@ -107,14 +120,14 @@ def declare(model: ModelConfig) -> tuple[Weight, ...]:
             found += mlp(f"{root}/moe/shared", "U", "L", depth)
         return found
 
-    found = [weight("embed/w_embed", reads="V", writes="D", group="embed", std=model.d_model**-0.5)]
+    found = [weight("embed/w_embed", reads="V", writes="D", group="embed", std=base_width**-0.5)]
     first_dense = model.moe.first_dense if model.moe else 0
     if first_dense:
         found += layer("dense_layers", first_dense, mixture=False)
     found += layer("layers", model.num_layers - first_dense, mixture=model.moe is not None)
     found += norm("final_norm", "D")
     if not model.tied_head:
-        found.append(weight("head/w_head", reads="D", writes="V", group="head"))
+        found.append(weight("head/w_head", reads="D", writes="V", group="head", std=base_width**-0.5))
     return tuple(found)
 
 

@@ -9,14 +9,15 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-VALUES = {"config", "dims", "errors", "rules", "weights"}
-ARITHMETIC = VALUES | {"hardware", "overrides", "plain", "scaling"}
+VALUES = {"config", "dims", "errors", "parametrization", "rules", "weights"}
+ARITHMETIC = VALUES | {"hardware", "laws", "overrides", "plain", "scaling"}
 # Each room of maijax/ and what it may import from maijax; arrows only point down.
 MAY_IMPORT = {
     "errors": set(),
     "config": {"errors"},
     "dims": {"config"},
     "weights": {"config", "dims"},
+    "parametrization": {"config", "dims", "weights"},
     "rules": {"config", "dims", "errors", "weights"},
     "hardware": {"errors"},
     "plain": {"config", "errors"},
@@ -26,6 +27,7 @@ MAY_IMPORT = {
     "provenance": {"config", "plain", "registry"},
     "scaling": {"config", "weights"},
     "words": set(),
+    "laws": {"config", "parametrization", "scaling", "weights", ""},
     "parallel": VALUES | {"parallel"},
     "models": VALUES | {"models", "parallel"},
     "data": {"config", "data", "errors"},
@@ -41,8 +43,8 @@ MAY_IMPORT = {
     "__main__": {"cli"},
 }
 NO_JAX = {
-    "__init__", "__main__", "cli", "config", "dims", "errors", "hardware", "overrides", "plain", "provenance",
-    "registry", "rules", "scaling", "space", "weights", "words",
+    "__init__", "__main__", "cli", "config", "dims", "errors", "hardware", "laws", "overrides", "parametrization",
+    "plain", "provenance", "registry", "rules", "scaling", "space", "weights", "words",
 }
 LONGEST_FILE, LONGEST_FUNCTION = 350, 80  # lines
 

@@ -23,6 +23,7 @@ FLAGS = {
     "compare": "A --html --json --ladder --module --runs-dir --slices --topology",
     "doctor": "NAME --json --mesh --module --set --slices --topology",
     "plan": "NAME --json --mesh --module --search --set --slices --topology",
+    "coordcheck": "NAME --html --json --mesh --module --set",
     "run": "NAME --dry-run --mesh --module --name --runs-dir --set",
     "sweep": "NAME --dry-run --json --launcher --mesh --module --name --prune --runs-dir --sampler --set --together "
              "--trials --workers",
@@ -146,7 +147,7 @@ def test_list(capsys):
     sweeps = registry.sweep_names()
     assert names[0] == "name" and set(names[1:]) == {*registry.names(), *sweeps}
     experiments = names[1:-len(sweeps)]
-    assert experiments[:2] == ["phi_test", "phi_tiny"] and experiments[-1] == "mai_500b"  # by size, then the sweeps
+    assert experiments[:2] == ["phi_test", "ladder_2"] and experiments[-1] == "mai_500b"  # by size, then the sweeps
     assert [line.split()[0] for line in run(capsys, "list", "phi3_*")[1].splitlines() if line[0] != " "] == [
         "name", "phi3_mini", "phi3_medium",
     ]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from maijax import overrides, plain, registry, rules, scaling, weights
+from maijax import overrides, parametrization, plain, registry, rules, scaling, weights
 from maijax.config import MESH_AXES, Experiment
 from maijax.weights import Weight
 
@@ -44,6 +44,10 @@ def weight_line(w: Weight, experiment: Experiment, sizes: dict[str, int]) -> str
     placed = ", ".join("+".join(axes) or "-" for axes in found)
     init = f"normal {w.std:.3e}" if w.init == "normal" else w.init
     marks = "decays" if w.decay else "no decay"
+    scaled = parametrization.multipliers(w, experiment.model, experiment.optim.name)
+    if scaled != parametrization.Multipliers():
+        decay = f", decay x{scaled.decay:.4g}" if w.decay else ""
+        marks += f", lr x{scaled.lr:.4g}{decay}, eps x{scaled.eps:.4g}"
     return (
         f"{w.path:34} {letters:8} {str(list(w.sizes)):28} {init:17} ({placed})  {marks}"
         f"{'' if w.trained else ', not trained'}"

@@ -80,7 +80,7 @@ def test_later_settings_win():
         ("train.steps[0]=1", "train.steps[0]: train.steps is one value; leave out [0]"),
         ("data.sources[1].uri=x", "data.sources[1].uri: data.sources has 1 of them, counted from [0]"),
         ("data.sources.uri=x", "data.sources.uri: say which, e.g. data.sources[0].uri"),
-        ("name=x", "name: no such field; did you mean optim.name?"),
+        ("name=x", "name: no such field; did you mean model.parametrization.name or optim.name?"),
         ("train.steps=abc", "train.steps='abc' must be int"),
         ("train.steps=1.5", "train.steps='1.5' must be int"),
         ("train.steps=none", "train.steps='none' must be int"),

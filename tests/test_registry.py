@@ -12,6 +12,7 @@ from maijax.errors import UserError
 LADDER = {
     "phi_test", "phi_tiny", "phi_10m", "phi_30m", "phi_125m", "phi_350m", "phi_1b", "phi3_mini", "mai_7b",
     "phi3_medium", "mai_70b", "mai_500b", "mai_500b_moe", "mai_moe_3m", "mai_moe_1b", "mai_moe_16b", "llama3_405b",
+    "ladder_2", "ladder_3", "ladder_4", "ladder_5", "ladder_6",
 }
 
 

@@ -26,6 +26,7 @@ Language-model research in JAX: an experiment is a value, and every size goes th
   maijax sweep phi_test --set optim.lr=log:1e-4..1e-1:8   many trials, those of one shape in one program
   maijax diff phi_tiny mai_500b            what differs between small and large, and why
   maijax compare phi_tiny mai_500b         both side by side; runs and whole ladders, too
+  maijax coordcheck phi_tiny               do rates tuned small hold at other widths and depths?
   maijax plan mai_70b --topology v5p:8x8x8 compile it for a machine that is not here: memory, time, cost
   maijax fit runs/ladder-*                 a scaling law of finished runs, and what it foretells
 """
@@ -81,6 +82,10 @@ Runs are compared by what they measured, at equal tokens, FLOPs and seconds; see
 
 A sweep stands for its best run. Example: maijax compare phi_tiny mai_500b --html small_large.html
 """
+_COORDS = """\
+A shrunk copy of the experiment's structure is trained for a few large steps, in its parametrisation (completep where
+it is standard) and in the standard one. The exit code is 1 if a slope of log2 mean |x| leaves [-0.75, +0.15].
+"""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -133,10 +138,16 @@ def _reading_verbs(verb) -> None:
     _experiment(plans)
     _topology(plans, required=True)
     plans.add_argument("--search", action="store_true", help="look for the fastest layout, and compile the best few")
+    coords = verb("coordcheck", "coordcheck:coordcheck",
+                  "train small copies at many widths and depths: do activations keep their size?",
+                  "Example: maijax coordcheck phi_tiny\n"
+                  "Example: maijax coordcheck mai_500b_moe --set optim.name=muon --html check.html\n\n" + _COORDS)
+    _experiment(coords)
+    coords.add_argument("--html", metavar="FILE", help="write the picture there, one page that needs nothing else")
     compares = _compare(verb)
     for one in (lists, diffs, compares):
         _module(one)
-    for one in (lists, shows, diffs, doctor, plans, compares):
+    for one in (lists, shows, diffs, doctor, plans, compares, coords):
         _json(one)
 
 

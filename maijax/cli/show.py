@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import fnmatch
 import json
 import os
 from typing import Any
 
-from maijax import overrides, plain, provenance, registry, scaling
+from maijax import laws, overrides, plain, provenance, registry, scaling
 from maijax.cli import choose
 from maijax.cli.table import count, fit, paragraph, rows, size
 from maijax.compare.meaning import MEANINGS, Difference, differences
@@ -56,7 +57,8 @@ def show(args: argparse.Namespace) -> int:
         plainly = {
             "name": experiment.name, "file": entry.file, "line": entry.line, "doc": entry.doc,
             "values": {path: {"value": plain.to_plain(v), "from": origins[path]} for path, v in values.items()},
-            "totals": totals,
+            "totals": totals, "multipliers": dict(laws.moved(experiment)),
+            "laws": [dataclasses.asdict(one) for one in laws.advice(experiment)],
         }
         print(json.dumps(plainly, indent=1))
         return 0
@@ -66,7 +68,13 @@ def show(args: argparse.Namespace) -> int:
     for path, value in values.items():
         block, _, field = path.partition(".")
         blocks.setdefault(block, []).append((f"  {field}", text(value), origins[path]))
+    if moved := laws.moved(experiment):
+        how = experiment.model.parametrization.name
+        blocks["multipliers"] = [(f"  {what}", f"x {value:.4g}", how) for what, value in moved]
     blocks["totals"] = _totals_text(experiment)
+    blocks["laws"] = [
+        (f"  {one.path}", _law_value(one), f"{one.law} ({one.source})") for one in laws.advice(experiment)
+    ]
     widths = fit([row for table in blocks.values() for row in table], most=(38, 26))
     for block, table in blocks.items():
         print(f"\n{block}")
@@ -142,6 +150,10 @@ def _totals_text(experiment: Experiment) -> list[tuple[str, str, str]]:
         ("  training FLOPs", f"{totals['train_flops']:.3g}", ""),
         ("  state", size(totals["state_bytes"]), "weights, gradients, optimizer, in float32"),
     ]
+
+
+def _law_value(one: laws.Advice) -> str:
+    return count(one.value) if one.value >= 1e3 else f"{one.value:.3g}"
 
 
 def _question(name: str) -> str:

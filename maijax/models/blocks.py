@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
+from maijax import parametrization
 from maijax.config import ModelConfig
 from maijax.models import cache as caches
 from maijax.models import moe, rope
@@ -71,12 +72,20 @@ class Declared(nn.Module):
         return constrain(value.astype(dtype or self.dtype), *weight.logical_axes[len(weight.sizes) - value.ndim :])
 
 
+def scaled(x: jax.Array, multiplier: float) -> jax.Array:
+    """x times a parametrisation's multiplier; the same array where that is 1."""
+    return x if multiplier == 1 else x * multiplier
+
+
 class Norm(Declared):
+    multiplier: float = 1.0  # of what comes out
+
     @nn.compact
     def __call__(self, x_BSD: jax.Array) -> jax.Array:
-        scale = self.weight("scale", jnp.float32)
+        scale = scaled(self.weight("scale", jnp.float32), self.multiplier)
         if self.cfg.norm == "layer":
-            return layer_norm(x_BSD, scale, self.weight("bias", jnp.float32), self.cfg.norm_eps)
+            bias = scaled(self.weight("bias", jnp.float32), self.multiplier)
+            return layer_norm(x_BSD, scale, bias, self.cfg.norm_eps)
         return rms_norm(x_BSD, scale, self.cfg.norm_eps)
 
 
@@ -155,17 +164,18 @@ class Block(Declared):
         def part(module: type[Declared], name: str) -> Any:
             return module(cfg=self.cfg, dtype=self.dtype, root=f"{self.root}/{name}", name=name)
 
+        share = parametrization.residual(self.cfg)
         x_BSD = checkpoint_name(x_BSD, LAYER_INPUT)
         # Where heads and mlp are shared out, so are the tokens between: each sum over them ends in a scatter.
         normed_BSD = constrain(part(Norm, "attention_norm")(x_BSD), "batch", "sequence", "embed")
         out_BSD, new = part(Attention, "attention")(normed_BSD, stored, sight)
-        x_BSD = x_BSD + constrain(out_BSD, "batch", "residual_sequence", "embed")
+        x_BSD = x_BSD + constrain(scaled(out_BSD, share), "batch", "residual_sequence", "embed")
         normed_BSD = part(Norm, "mlp_norm")(x_BSD)
         if self.mixture:  # each token is routed where it is
             out_BSD, stats = part(MoE, "moe")(normed_BSD, sight.valid_BS())
         else:
             out_BSD, stats = part(MLP, "mlp")(constrain(normed_BSD, "batch", "sequence", "embed")), None
-        return x_BSD + constrain(out_BSD, "batch", "residual_sequence", "embed"), (new, stats)
+        return x_BSD + constrain(scaled(out_BSD, share), "batch", "residual_sequence", "embed"), (new, stats)
 
 
 class Embed(Declared):

@@ -22,6 +22,7 @@ from maijax.models.cache import Cache
 from maijax.models.initial import sample
 from maijax.parallel import order, pipeline
 from maijax.parallel.sharding import constrain, rows_over_stages, tree
+from maijax.parametrization import output
 from maijax.weights import Weight, declare
 
 Params = Any  # nested dict by weight path
@@ -60,7 +61,7 @@ class Decoder(nn.Module):
             block = nn.remat(block, policy=REMAT_POLICIES[self.cfg.remat], prevent_cse=self.unroll)
         axes: Any = (0, nn.broadcast)  # a layer's own slice of the cache; the same sight for all
         scanned = nn.scan(
-            block, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=axes,
+            block, variable_axes={"params": 0, "intermediates": 0}, split_rngs={"params": True}, in_axes=axes,
             length=depth, unroll=depth if self.unroll else 1,
         )
         return scanned(cfg=self.cfg, dtype=self.dtype, root=name, mixture=mixture, name=name)
@@ -121,7 +122,9 @@ class Decoder(nn.Module):
             x_BSD, (new, stats) = stack(x_BSD, stored, sight)  # pyright: ignore[reportCallIssue]
             fresh.append(new)
 
-        x_BSD = Norm(cfg=cfg, dtype=self.dtype, root="final_norm", name="final_norm")(x_BSD)
+        # The logits' multiplier, where it costs least: on the norm's scale.
+        norm = Norm(cfg=cfg, dtype=self.dtype, root="final_norm", name="final_norm", multiplier=output(cfg))
+        x_BSD = norm(x_BSD)
         if not cfg.tied_head:
             Head(cfg=cfg, dtype=self.dtype, root="head", name="head")()
         aux = Aux(jnp.zeros(()), jnp.zeros((0, 0)))
@@ -196,7 +199,7 @@ def hidden(
     segments_BS: jax.Array | None = None,
     positions_BS: jax.Array | None = None,
 ) -> tuple[jax.Array, Aux]:
-    """[B, S, D] states after the final norm, in the compute dtype.
+    """[B, S, D] states after the final norm, times the parametrisation's output multiplier, in the compute dtype.
 
     Tokens see earlier tokens of their own segment (1.. in a row; 0 is padding). Positions, for the rotation,
     default to counting from 0 in each segment.

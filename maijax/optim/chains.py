@@ -10,9 +10,11 @@ import jax.numpy as jnp
 import optax
 from flax import traverse_util
 
+from maijax import parametrization
 from maijax.config import ModelConfig, OptimConfig
 from maijax.optim import matrices
 from maijax.optim.adafactor import scale_by_adafactor
+from maijax.optim.adam import scale_by_adam
 from maijax.optim.matrices import Tree
 from maijax.optim.muon import scale_by_muon
 from maijax.optim.schedules import Schedule, schedule
@@ -49,7 +51,7 @@ def build(optim: OptimConfig, model: ModelConfig, steps: int) -> optax.GradientT
     Decay is decoupled: a weight declared with `decay` shrinks by its lr * weight_decay per step. Weights
     that are not trained get an update of exactly 0 and no state. All state is float32; learning rates follow
     the count in the state. Muon multiplies in `model.dtype`; "auto" counts as float32, so resolve it
-    first.
+    first. `model.parametrization` multiplies each weight's rate, decay and eps, see maijax/parametrization.py.
 
     `init` and `update` take the parameter tree that `weights.declare(model)` describes; another raises
     ValueError. `update` needs the parameters, and takes `grad_norm` where that is known already.
@@ -57,6 +59,7 @@ def build(optim: OptimConfig, model: ModelConfig, steps: int) -> optax.GradientT
     Source: decoupled decay: Loshchilov and Hutter, arXiv 1711.05101; clipping: Pascanu et al., 1211.5063.
     """
     declared = {w.path: w for w in declare(model)}
+    scaled = {path: parametrization.multipliers(w, model, optim.name) for path, w in declared.items()}
     rules = _rules(optim, model, steps, {p: w for p, w in declared.items() if w.trained})
 
     def init(params: Tree) -> ChainState:
@@ -84,8 +87,9 @@ def build(optim: OptimConfig, model: ModelConfig, steps: int) -> optax.GradientT
             tree, states[name] = rule.direction.update(own, state.rules[name], old)
             found, rate = traverse_util.flatten_dict(tree, sep="/"), rule.rate(state.count)
             for path, weight in rule.weights.items():
-                step = found[path] + optim.weight_decay * flat_params[path] if weight.decay else found[path]
-                moves[path] = (-rate * step).astype(flat_params[path].dtype)
+                lr, decay = scaled[path].lr, optim.weight_decay * scaled[path].decay
+                step = found[path] + decay * flat_params[path] if weight.decay else found[path]
+                moves[path] = (-(rate if lr == 1 else lr * rate) * step).astype(flat_params[path].dtype)
         return traverse_util.unflatten_dict(moves, sep="/"), ChainState(state.count + 1, states)
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -98,9 +102,13 @@ def global_norm(grads: Tree) -> jax.Array:
 
 def _rules(optim: OptimConfig, model: ModelConfig, steps: int, trained: Declared) -> dict[str, Rule]:
     rate = schedule(optim, steps)
-    adam = optax.scale_by_adam(b1=optim.b1, b2=optim.b2, eps=optim.eps, mu_dtype=jnp.float32)
+
+    def adam(chosen: Declared) -> optax.GradientTransformation:
+        eps = {p: optim.eps * parametrization.multipliers(w, model, optim.name).eps for p, w in chosen.items()}
+        return scale_by_adam(_nest(eps, chosen), b1=optim.b1, b2=optim.b2)
+
     if optim.name == "adamw":
-        return {"adamw": Rule(trained, adam, rate)}
+        return {"adamw": Rule(trained, adam(trained), rate)}
     if optim.name == "lion":
         return {"lion": Rule(trained, optax.scale_by_lion(optim.b1, optim.b2, mu_dtype=jnp.float32), rate)}
     if optim.name == "adafactor":
@@ -111,7 +119,7 @@ def _rules(optim: OptimConfig, model: ModelConfig, steps: int, trained: Declared
     muon = scale_by_muon(_nest(hidden, hidden), beta=optim.momentum, dtype=dtype)
     return {
         "muon": Rule(hidden, muon, rate),
-        "adamw": Rule(rest, adam, schedule(optim, steps, peak=optim.adam_lr)),
+        "adamw": Rule(rest, adam(rest), schedule(optim, steps, peak=optim.adam_lr)),
     }
 
 

@@ -185,7 +185,7 @@ class Ray:
 
     def __init__(self, folder: Path, workers: int, together: int, options: dict[str, Any]) -> None:
         try:
-            import ray
+            import ray  # pyright: ignore[reportMissingImports]
         except ImportError:
             raise UserError("--launcher ray needs Ray: pip install 'maijax[ray]'") from None
         self.folder, self.workers, self.together = folder, workers, together

@@ -79,11 +79,12 @@ class Progress:
         if now - self._last_line >= self._every:
             self._line()
 
-    def count(self, done: int, text: str) -> None:
-        """So many are done, and a few words."""
+    def count(self, done: int, text: str, *, total: int | None = None) -> None:
+        """So many are done, and a few words; `total` where it was not known at the start."""
+        self._total = self._total if total is None else total
         told = f"{self._what} {done}/{self._total}  {text}".rstrip()
         if self._bar is not None:
-            self._bar.update(self._task, completed=done, numbers=text)
+            self._bar.update(self._task, completed=done, total=self._total, numbers=text)
         elif told != self._text:
             self._text, self._pending = told, True
         if self._pending and time.monotonic() - self._last_line >= self._every:

@@ -36,6 +36,7 @@ from maijax.config import (
     ModelConfig,
     MoEConfig,
     OptimConfig,
+    ParametrizationConfig,
     SourceConfig,
     TrainConfig,
 )
@@ -56,7 +57,10 @@ MIXTURE = dataclasses.replace(
     DENSE, num_layers=4, attention=AttentionConfig(num_heads=16, kv_heads=8, head_dim=8, window=11),
     moe=MoEConfig(num_experts=8, top_k=2, d_ff=16, shared_experts=1, first_dense=1, balance_weight=1e-2),
 )
-MODELS = {"dense": DENSE, "mixture": MIXTURE}
+SCALED = dataclasses.replace(
+    MIXTURE, parametrization=ParametrizationConfig(name="completep", base_width=32, base_depth=2)
+)
+MODELS = {"dense": DENSE, "mixture": MIXTURE, "scaled": SCALED}
 
 
 def experiment(model: ModelConfig, **train: Any) -> Experiment:

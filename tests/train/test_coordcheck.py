@@ -1,0 +1,77 @@
+"""The coordinate check tells what transfers from what does not, and says it in every form."""
+
+import dataclasses
+import json
+import math
+
+import pytest
+
+from maijax import cli, registry
+from maijax.train import coordcheck
+from maijax.train.coordcheck import QUANTITIES, Line, Report
+
+
+@pytest.fixture(scope="module")
+def report():
+    model = dataclasses.replace(registry.get("phi_test").model, tied_head=False)
+    experiment = registry.get("phi_test")
+    experiment = dataclasses.replace(
+        experiment, model=model, optim=dataclasses.replace(experiment.optim, name="adamw")
+    )
+    return coordcheck.check(experiment, widths=(64, 256), depths=(2, 8))
+
+
+def test_completep_passes_and_the_standard_one_fails(report):
+    assert report.passed and report.parametrization == "completep"
+    judged = [line for line in report.lines if line.judged]
+    assert {(line.parametrization, line.axis) for line in judged} == {("completep", "width"), ("completep", "depth")}
+    assert all(-0.75 <= line.slope <= 0.15 for line in judged)
+    standard = {(line.axis, line.quantity): line for line in report.lines if line.parametrization == "standard"}
+    assert report.control == standard["width", "residual stream"].slope > 1
+    assert not any(standard["width", q].holds for q in ("residual stream", "attention out", "mlp out"))
+    assert not standard["depth", "residual stream"].holds
+    # The smallest size is the base of both parametrisations.
+    first = {(line.axis, line.quantity, line.values[0]) for line in report.lines}
+    assert len(first) == len(report.lines) / 2
+
+
+@pytest.mark.parametrize("name", registry.names())
+def test_every_model_has_a_shrunk_copy(name):
+    model = registry.get(name).model
+    for width, depth in ((64, 2), (128, 2), (64, 16)):
+        made = coordcheck.shrunk(model, "completep", width, depth, base=(64, 2), kinds=16)
+        experiment = dataclasses.replace(registry.get("phi_test"), model=made)
+        assert experiment.validate() and made.attention.num_heads * made.attention.head_dim == width
+        assert made.attention.num_heads // made.attention.kv_heads in (1, 2)
+        assert (made.moe is None) == (model.moe is None) and made.tied_head == model.tied_head
+
+
+def made_up(slopes: dict[tuple[str, str], float], how: str = "completep") -> Report:
+    sizes = {"width": (64, 128), "depth": (2, 4)}
+    return Report(name="x", optimizer="adamw", parametrization=how, lines=tuple(
+        Line(parametrization=p, axis=axis, quantity=q, sizes=sizes[axis], judged=p != "standard",
+             values=(1.0, 2.0 ** slopes.get((p, axis), 0.0)))
+        for p in (how, "standard") for axis in sizes for q in QUANTITIES
+    ))
+
+
+@pytest.mark.parametrize(
+    ("slopes", "code", "word"),
+    [
+        ({("standard", "width"): 2.0}, 0, "PASS"),
+        ({("standard", "width"): 2.0, ("completep", "depth"): 0.16}, 1, "residual stream over depth +0.16"),
+        ({("standard", "width"): 2.0, ("completep", "width"): -0.76}, 1, "residual stream over width -0.76"),
+        ({("standard", "width"): 2.0, ("completep", "width"): math.inf}, 1, "+inf"),
+        ({("standard", "width"): 0.9}, 1, "could not have told"),
+    ],
+)
+def test_verdicts(capsys, monkeypatch, tmp_path, slopes, code, word):
+    monkeypatch.setattr(coordcheck, "check", lambda *_, **__: made_up(slopes))
+    page = tmp_path / "check.html"
+    assert cli.main(["coordcheck", "phi_tiny", "--html", str(page)]) == code
+    out = capsys.readouterr().out
+    assert word in " ".join(out.split()) and max(map(len, out.splitlines())) <= 100
+    assert page.read_text().count("<svg") == 8 and "<script" not in page.read_text()
+    assert cli.main(["coordcheck", "phi_tiny", "--json"]) == code
+    found = json.loads(capsys.readouterr().out)
+    assert found["passed"] == (code == 0) and len(found["lines"]) == 16
