@@ -23,10 +23,10 @@ def family(depth: int) -> Experiment:
             tied_head=True, attention=AttentionConfig(num_heads=depth, kv_heads=depth, head_dim=HEAD_DIM),
             parametrization=ParametrizationConfig(name="completep", base_width=HEAD_DIM * BASE, base_depth=BASE),
         ),
-        optim=dataclasses.replace(optimizers.ADAMW, lr=1e-2, warmup=30),
+        optim=dataclasses.replace(optimizers.ADAMW, lr=1e-2, warmup=20),
         data=data.STORIES,
         train=TrainConfig(
-            steps=300, batch_size=16, seq_len=128, eval_every=None, sample_every=None, checkpoint_every=300,
+            steps=200, batch_size=16, seq_len=128, eval_every=None, sample_every=None, checkpoint_every=100,
         ),
         mesh=meshes.DATA,
         rules=(
