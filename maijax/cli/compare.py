@@ -74,8 +74,8 @@ def _sides(names: Sequence[str], runs_dir: str) -> tuple[list[Experiment], Measu
     sides = runs.gather(runs_dir, ran)
     found += [dataclasses.replace(side.experiment, name=side.name) for side in sides]
     if len(found) < 2:
-        raise UserError(f"{' and '.join(names)} are seeds of one experiment, {len(sides[0].runs)} runs: name another "
-                        "to compare them with")
+        raise UserError(f"{' and '.join(names)} are seeds of one experiment, {len(sides[0].runs)} in all: name "
+                        "another to compare them with")
     return found, measured.measure(sides) if sides else None
 
 
@@ -170,7 +170,7 @@ def _print_measured(found: Measured) -> None:
         for first in range(0, len(found.sides), _BESIDE):
             _print_levels(found, list(range(first, min(first + _BESIDE, len(found.sides)))))
     if found.gains:
-        print(f"\ngain: how many times as much {found.sides[0].name} needs to come as low")
+        print(f"\ngain: how many times as much {found.sides[0].name} needs to come as low{told.OVER_PAIRS}")
         head = ("", "tokens", "FLOPs", "seconds")
         table = [(f"  {side.name}", *map(told.gain_words, gains))
                  for side, gains in zip(found.sides[1:], found.gains, strict=True)]
@@ -199,15 +199,14 @@ def _print_ladder(found: Ladder) -> None:
     from maijax.compare import measured as told
 
     print(f"gain of {found.b} over {found.a}, by size ({found.why_metric})\n")
-    head = ("  parameters", "FLOPs", "loss A", "loss B", "seeds", "tried", "gain")
+    head = ("  parameters", "FLOPs", "loss A", "loss B", "seeds", "tried", f"gain{told.OVER_PAIRS}")
     table = []
     for rung in found.rungs:
         gains = [told.factor(g) for g in rung.gains]
-        mean = told.factor(sum(rung.gains) / len(rung.gains))
-        range_ = f" ({min(gains):.3g} to {max(gains):.3g})" if len(gains) > 1 else ""
-        table.append((f"  {count(rung.a.parameters)}", f"{rung.spent('a', 'flops'):.3g}",
+        mean = told.factor(sum(rung.gains) / len(gains))
+        table.append((f"  {count(rung.a.parameters)}", f"{rung.flops('a'):.3g}",
                       f"{rung.loss('a', found.metric):.4f}", f"{rung.loss('b', found.metric):.4f}",
-                      str(len(rung.pairs)), f"{rung.a.tried}, {rung.b.tried}", f"x{mean:.3g}{range_}"))
+                      str(len(rung.pairs)), f"{rung.a.tried}, {rung.b.tried}", told.ranged(mean, gains)))
     rows([head, *table], widths=fit([head, *table], most=(14, 12, 10, 10, 6, 8)))
     print()
     for said in told.verdict_words(found):

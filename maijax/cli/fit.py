@@ -25,7 +25,7 @@ def fit(args: argparse.Namespace) -> int:
     _check(args)
     if args.ledger:
         return scored(args)
-    from maijax.compare import fits, isoflop, ledger, points
+    from maijax.compare import fits, isoflop, ledger, points, select
 
     measure = "bits_per_byte" if args.bits else "loss"
     found = points.gather(args.runs, runs_dir=args.runs_dir, count=args.params, measure=measure)
@@ -34,7 +34,8 @@ def fit(args: argparse.Namespace) -> int:
     entry = file = None
     if args.name:
         experiment, _ = choose.experiment(args)
-        points.comparable(found.run, experiment.name, experiment, measure)
+        if found.run is not None:
+            select.comparable(found.run, (experiment.name, experiment), measure)
         place = points.of_experiment(experiment, name=experiment.name, count=args.params)
         entry = ledger.foretell(
             law, place, settings=args.set, measure=measure, count=args.params, runs_dir=args.runs_dir
@@ -43,7 +44,7 @@ def fit(args: argparse.Namespace) -> int:
     if args.html:
         from maijax.compare import fit_page
 
-        fit_page.write(Path(args.html), fit=law, budgets=budgets, entry=entry, unit=points.MEASURES[measure],
+        fit_page.write(Path(args.html), fit=law, budgets=budgets, entry=entry, unit=select.UNIT[measure],
                        counted=args.params)
     if args.json:
         kept = {"ledger": None if file is None else str(file)}
@@ -71,9 +72,9 @@ def _check(args: argparse.Namespace) -> None:
 
 def tell(found: points.Points, law: fits.Fit, budgets: isoflop.IsoFlop | None, args: argparse.Namespace) -> None:
     """Prints what was fitted, coefficients, the best split, budgets, and what each run missed the law by."""
-    from maijax.compare import points
+    from maijax.compare import select
 
-    unit = points.MEASURES["bits_per_byte" if args.bits else "loss"]
+    unit = select.UNIT["bits_per_byte" if args.bits else "loss"]
     print(f"{len(law.points)} points, held-out {unit}, N of {args.params} parameters")
     paragraph(f"{law.form.text}: {law.form.why}")
     if found.left_out:
@@ -133,8 +134,8 @@ def tell_entry(entry: ledger.Entry, file: Path | None) -> None:
     said = " ".join([entry.name, *entry.settings])
     paragraph(f"{said}: foretold {entry.predicted:.4f}, {entry.low:.4f} to {entry.high:.4f} for {entry.level:.0%} of "
               f"single runs ({count(entry.params)} parameters, {count(entry.tokens)} tokens)")
-    if entry.begun:
-        paragraph(f"no prediction: {entry.begun} is a run of this configuration and had begun; it is kept as such")
+    if entry.void:
+        paragraph(f"no prediction: {entry.void}; it is kept as such")
     paragraph(f"kept in {file}; `maijax fit --ledger` scores it" if file else "nothing was written")
 
 
@@ -169,6 +170,8 @@ def scored(args: argparse.Namespace) -> int:
         print("open: no run of that configuration is finished")
     if any(s.standing == "too late" for s in found):
         print("too late: a run of that configuration had begun before it was foretold, which makes it no prediction")
+    if any(s.standing == "says nothing" for s in found):
+        print(f"says nothing: the interval's high end is over {ledger.WIDEST:g} times its low one")
     if settled:
         inside = sum(s.standing == "inside" for s in settled)
         print(f"{inside} of {len(settled)} predictions inside their interval, which asks for {_level():.0%}")
@@ -188,7 +191,7 @@ def plainly(
         "best_params": None if split is None else {"factor": _estimate(split[0]), "power": _estimate(split[1])},
         "points": [
             {"name": p.name, "params": p.params, "tokens": p.tokens, "flops": p.flops, "loss": p.loss,
-             "miss": math.expm1(r)} for p, r in zip(law.points, law.residuals, strict=True)
+             "miss": math.expm1(r), "losses": p.losses} for p, r in zip(law.points, law.residuals, strict=True)
         ],
         "left_out": [{"name": name, "why": why} for name, why in found.left_out],
         "isoflop": None if budgets is None else {

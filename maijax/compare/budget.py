@@ -7,7 +7,8 @@ import math
 import statistics
 from collections.abc import Sequence
 
-from maijax.compare.runs import NAMES, Budget, Metric, Point, Run, Side, value
+from maijax.compare.runs import NAMES, Budget, Evaluation, Run, Side, value
+from maijax.compare.select import Metric
 from maijax.compare.trend import student
 
 _LEVELS = (0.25, 0.5, 1.0)  # of the largest budget that all have spent
@@ -132,7 +133,7 @@ def _factor(a: Curve, b: Curve) -> tuple[float | None, float]:
     return None, (-a[0][0] if a[0][1] < loss else a[-1][0]) / spent
 
 
-def _spent(point: Point, budget: Budget) -> float | None:
+def _spent(point: Evaluation, budget: Budget) -> float | None:
     return getattr(point, budget)
 
 
@@ -150,7 +151,7 @@ def _difference(first: Spread | None, other: Spread | None) -> tuple[float, floa
     if first.deviation is None or other.deviation is None:
         return gap, None
     parts = [one.deviation**2 / one.runs for one in (first, other) if one.deviation is not None]
-    if sum(parts) == 0:
-        return gap, 0.0
+    if sum(parts) == 0:  # equal to the last digit: of the spread this tells nothing
+        return gap, None
     freedom = sum(parts) ** 2 / sum(p**2 / (one.runs - 1) for p, one in zip(parts, (first, other), strict=True))
     return gap, student(0.975, freedom) * math.sqrt(sum(parts))

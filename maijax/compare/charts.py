@@ -10,7 +10,8 @@ from typing import Any, Literal
 from maijax import scaling
 from maijax.compare.ladder import Ladder
 from maijax.compare.measured import Measured, factor
-from maijax.compare.runs import BUDGETS, NAMES, UNIT, value
+from maijax.compare.runs import BUDGETS, NAMES, value
+from maijax.compare.select import UNIT
 from maijax.compare.static import Comparison, active, expected_loss
 
 _POINTS = 60  # of a law's line
@@ -120,8 +121,8 @@ def of_runs(found: Measured) -> Chart:
 
 def of_ladder(found: Ladder) -> list[Chart]:
     """The gain by size with its line and interval, and the losses it is read from."""
-    trend, budget = found.trend, found.budget
-    spent = [rung.spent("a", budget) for rung in found.rungs]
+    trend = found.trend
+    spent = [rung.flops("a") for rung in found.rungs]
     xs = [math.log10(c) for rung, c in zip(found.rungs, spent, strict=True) for _ in rung.pairs]
     middle, top = sum(xs) / len(xs), max(xs)
     line_x = [10 ** (min(xs) + (top - min(xs)) * i / 40) for i in range(41)]
@@ -132,17 +133,17 @@ def of_ladder(found: Ladder) -> list[Chart]:
     half = [math.hypot(mean_half, trend.half * (x - middle)) for x in away]
     pairs = [(c, factor(g)) for rung, c in zip(found.rungs, spent, strict=True) for g in rung.gains]
     gains = Chart(title=f"Gain of {found.b} over {found.a}", unit="times as much compute that the first needs",
-                  axes=(budget,), log_y=True, series=[
-        Series(name="95% interval", color=0, style="band", x={budget: line_x},
+                  axes=("flops",), log_y=True, series=[
+        Series(name="95% interval", color=0, style="band", x={"flops": line_x},
                y=[factor(y - h) for y, h in zip(line, half, strict=True)],
                high=[factor(y + h) for y, h in zip(line, half, strict=True)]),
-        Series(name="line", color=0, style="line", x={budget: line_x}, y=[factor(y) for y in line]),
-        Series(name="no gain", color=-1, style="dash", x={budget: [line_x[0], line_x[-1]]}, y=[1.0, 1.0]),
-        Series(name="pairs of runs", color=1, style="points", x={budget: [c for c, _ in pairs]},
+        Series(name="line", color=0, style="line", x={"flops": line_x}, y=[factor(y) for y in line]),
+        Series(name="no gain", color=-1, style="dash", x={"flops": [line_x[0], line_x[-1]]}, y=[1.0, 1.0]),
+        Series(name="pairs of runs", color=1, style="points", x={"flops": [c for c, _ in pairs]},
                y=[g for _, g in pairs]),
     ])
     law = trend.law
-    losses = [Series(name=f"law of {found.a}", color=-1, style="dash", x={budget: line_x},
+    losses = [Series(name=f"law of {found.a}", color=-1, style="dash", x={"flops": line_x},
                      y=[law.floor + law.scale * c**-law.exponent for c in line_x])]
     for color, (name, side) in enumerate(((found.a, "a"), (found.b, "b"))):
         runs = [(rung, run) for rung in found.rungs for run in getattr(rung, side).side.runs]

@@ -43,7 +43,7 @@ def fit(y: np.ndarray, z: np.ndarray, *, near: np.ndarray | None = None) -> tupl
 def starts(y: np.ndarray, z: np.ndarray, many: int) -> np.ndarray:
     """The best of a grid of exponents for each row of y, their terms by relative least squares: [R, many, P]."""
     losses, missed, thetas = np.exp(y), [], []
-    weight = 1 / losses.mean(axis=0)  # near enough the same for every row
+    weight = np.exp(-y.mean(axis=0))  # near enough the same for every row, and not that of a few wild ones
     for exponents in itertools.product(_GRID, repeat=len(z)):
         decays = [np.exp(-a * one) for a, one in zip(exponents, z, strict=True)]
         basis = np.stack([np.ones(z.shape[1]), *decays])

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from maijax.compare.fits import FLOPS, LEVEL, Estimate, Fit
-from maijax.compare.isoflop import Budget, IsoFlop
+from maijax.compare.isoflop import IsoFlop, Profile
 from maijax.compare.laws import LETTER
 from maijax.compare.ledger import Entry
 from maijax.compare.points import Point
@@ -129,7 +129,7 @@ def _parabolas(budgets: IsoFlop, unit: str) -> Picture:
 
 
 def _best_sizes(fit: Fit, budgets: IsoFlop) -> Picture:
-    found: tuple[Budget, ...] = budgets.budgets
+    found: tuple[Profile, ...] = budgets.budgets
     flops = [b.flops for b in found]
     lines = []
     laws = [("parabolas", budgets.params and (budgets.params.factor, budgets.params.power), 0.0),
@@ -151,9 +151,9 @@ def _best_sizes(fit: Fit, budgets: IsoFlop) -> Picture:
 def _foretold(entry: Entry | None) -> str:
     if entry is None:
         return ""
-    late = f"; no prediction: {entry.begun} had begun" if entry.begun else ""
+    void = f"; no prediction: {entry.void}" if entry.void else ""
     cells = [
-        ("foretold", f"{entry.predicted:.4f}", " ".join([entry.name, *entry.settings]) + late),
+        ("foretold", f"{entry.predicted:.4f}", " ".join([entry.name, *entry.settings]) + void),
         ("interval", f"{entry.low:.4f} to {entry.high:.4f}", f"{entry.level:.0%} of single runs"),
     ]
     return '<dl class="facts">' + "".join(

@@ -4,12 +4,14 @@ Intervals come from a bootstrap of residuals: the points stay where they are, an
 out anew. A few points miss a law with as many coefficients by too little, so residuals are widened by what the
 coefficients took up, and by how unsure their own size is (a chi-square draw per resample, which makes Student's t of
 the normal). Pairs of (place, loss), which Besiroglu et al. (arXiv 2404.10102) draw, leave a dozen points without enough
-places to fit. What no interval holds is that the law itself may bend outside the points.
+places to fit. A point is a mean over seeds, so that what a size's seeds share counts once; a prediction is of one run,
+and holds the seeds' spread as well. What no interval holds is that the law itself may bend outside the points.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -24,6 +26,7 @@ RESAMPLES = 1000
 LEVEL = 0.95  # share of resamples inside an interval
 FLOPS = 6  # per parameter and token, where a law of both is asked for the best split of compute
 _NOTHING, _ANYWHERE = 1e-9, 1e4  # a low end that is as good as 0; ends so many times apart
+_FAR = 30.0  # of log loss: what a resample misses the law by at most, a factor of 1e13
 _AT_ONCE = 64_000_000  # numbers in memory at once, about
 
 
@@ -77,7 +80,8 @@ class Fit:
         """
         self._check(place)
         z = self._logs(*(np.array([v]) for v in (place.params, place.tokens, place.flops)))
-        found = np.exp(descent.log_loss(self.draws, z)[0][:, 0] + self.noise)
+        with np.errstate(over="ignore"):  # of a term that tells nothing
+            found = np.exp(descent.log_loss(self.draws, z)[0][:, 0] + self.noise)
         return interval(float(np.exp(descent.log_loss(self.theta[None], z)[0][0, 0])), found, level)
 
     def best_split(self) -> tuple[Estimate, Estimate] | None:
@@ -123,26 +127,40 @@ def fit(points: Sequence[Point], *, resamples: int = RESAMPLES, seed: int = 0) -
     law = descent.log_loss(theta, z)[0][0]
     residuals = y - law
     rng = np.random.default_rng(seed)
-    dealt = deal(residuals, len(points) - form.coefficients, resamples, rng)
+    dealt = np.clip(deal(residuals, len(points) - form.coefficients, resamples, rng), -_FAR, _FAR)
     size = max(1, _AT_ONCE // (30 * len(points)))
     draws = np.concatenate([
         descent.fit(law + dealt[i : i + size, :-1], z, near=theta[0])[0] for i in range(0, resamples, size)
     ])
     return Fit(
         form=form, points=tuple(points), theta=_uncentred(theta, middle)[0], draws=_uncentred(draws, middle),
-        residuals=residuals, noise=dealt[:, -1],
+        residuals=residuals, noise=dealt[:, -1] + apart(points, resamples, rng),
     )
 
 
 def deal(residuals: np.ndarray, spare: int, resamples: int, rng: np.random.Generator) -> np.ndarray:
     """Residuals [n] drawn anew [R, n + 1], as wide as those of a law known beforehand would be.
 
-    `spare`: points more than coefficients. The last column is for a run that is not among the points.
+    `spare`: points more than coefficients. The last column is for a point that is not among these.
     """
     count = len(residuals)
     centred = residuals - residuals.mean()
     width = np.sqrt(count / spare) * np.sqrt(spare / rng.chisquare(spare, (resamples, 1)))
     return width * rng.choice(centred, (resamples, count + 1))
+
+
+def apart(points: Sequence[Point], resamples: int, rng: np.random.Generator) -> np.ndarray:
+    """Of log loss, what one seed's run misses the mean of its point by, drawn anew [R]; 0 where no point has seeds.
+
+    A mean of k seeds misses the law by u + e / k^(1/2), u the size's own share and e a run's. A run's distance from
+    that mean has the variance e^2 (1 - 1/k), so that both together are u + e: what a single run misses it by.
+    """
+    away = [np.log(p.losses or (p.loss,)) - math.log(p.loss) for p in points]
+    freedom = sum(len(of_point) - 1 for of_point in away)
+    if not freedom:
+        return np.zeros(resamples)
+    likely = np.concatenate([np.full(len(of_point), 1 / len(of_point)) for of_point in away]) / len(points)
+    return np.sqrt(freedom / rng.chisquare(freedom, resamples)) * rng.choice(np.concatenate(away), resamples, p=likely)
 
 
 def interval(value: float, draws: np.ndarray, level: float = LEVEL) -> Estimate:

@@ -20,8 +20,8 @@ _SPREAD = 2.0  # largest over smallest of a budget's sizes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Budget:
-    """Runs of one number of FLOPs: loss = c0 + c1 x + c2 x^2, x = log(N / middle)."""
+class Profile:
+    """Runs of one budget of FLOPs: loss = c0 + c1 x + c2 x^2, x = log(N / middle)."""
 
     flops: float
     points: tuple[Point, ...]
@@ -48,7 +48,7 @@ class PowerLaw:
 class IsoFlop:
     """Budgets with a lowest point, those without and why, and the laws if there are two budgets or more."""
 
-    budgets: tuple[Budget, ...]
+    budgets: tuple[Profile, ...]
     left_out: tuple[tuple[float, str], ...]
     params: PowerLaw | None
     tokens: PowerLaw | None
@@ -78,7 +78,7 @@ def fit(points: Sequence[Point], *, resamples: int = RESAMPLES, seed: int = 0) -
         drawn = coefficients + part @ np.linalg.pinv(basis).T  # [R, 3]
         n, d, low = _bottom(group, coefficients[None])
         ns, ds, losses = _bottom(group, drawn)
-        budgets.append(Budget(
+        budgets.append(Profile(
             flops=flops, points=tuple(group), middle=_middle(group),
             parabola=(float(coefficients[0]), float(coefficients[1]), float(coefficients[2])),
             params=interval(n[0], ns), tokens=interval(d[0], ds), loss=interval(low[0], losses),

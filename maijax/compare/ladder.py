@@ -8,8 +8,10 @@ import statistics
 from collections.abc import Sequence
 
 from maijax import scaling
+from maijax.compare import select
 from maijax.compare import trend as trends
-from maijax.compare.runs import Budget, Metric, Run, Side, gather, metric_of, value
+from maijax.compare.runs import Run, Side, copies_words, gather, metric_of, value
+from maijax.compare.select import Metric
 from maijax.compare.trend import Needed, Trend
 from maijax.errors import UserError
 
@@ -40,10 +42,9 @@ class Rung:
         """Mean over seeds."""
         return (self.a if side == "a" else self.b).side.mean_last(metric)
 
-    def spent(self, side: str, budget: Budget) -> float:
-        """Geometric mean over seeds."""
-        runs = (self.a if side == "a" else self.b).side.runs
-        return math.exp(statistics.fmean(math.log(_spent(run, budget)) for run in runs))
+    def flops(self, side: str) -> float:
+        """That a run of a side takes."""
+        return (self.a if side == "a" else self.b).side.runs[0].last.flops
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,7 +53,6 @@ class Ladder:
 
     a: str
     b: str
-    budget: Budget
     metric: Metric
     why_metric: str
     rungs: tuple[Rung, ...]  # by compute
@@ -69,30 +69,33 @@ class Ladder:
 
     @property
     def gone_at(self) -> float | None:
-        """The budget at which a fading gain would be none, beyond the largest size: the line, extrapolated."""
+        """FLOPs at which a fading gain would be none, beyond the largest size: the line, extrapolated."""
         if self.trend.verdict != "fades" or self.trend.top <= 0:
             return None
-        top = max(rung.spent("a", self.budget) for rung in self.rungs)
+        top = max(rung.flops("a") for rung in self.rungs)
         return top * 10 ** (self.trend.top / -self.trend.slope)
 
 
-def ladder(runs_dir: str, a: str, b: str, budget: Budget = "flops") -> Ladder:
+def ladder(runs_dir: str, a: str, b: str) -> Ladder:
     """The gain of B over A by size; a name is a sweep, a folder of runs, a pattern, or patterns joined by commas.
 
-    Raises UserError for fewer than 3 sizes that both sides have: two points lie on any line.
+    Raises UserError for fewer than 3 sizes that both sides have, since two points lie on any line, and for runs whose
+    losses are of different held-out texts.
     """
     ours, theirs = (gather(runs_dir, name.split(","), every=True) for name in (a, b))
     metric, why = metric_of([*ours, *theirs])
-    return of_sides(a, ours, b, theirs, metric=metric, why=why, budget=budget)
+    return of_sides(a, ours, b, theirs, metric=metric, why=why)
 
 
 def of_sides(
-    a: str, ours: Sequence[Side], b: str, theirs: Sequence[Side], *, metric: Metric, why: str = "",
-    budget: Budget = "flops",
+    a: str, ours: Sequence[Side], b: str, theirs: Sequence[Side], *, metric: Metric, why: str = ""
 ) -> Ladder:
     """As `ladder`, of sides that are read already."""
-    notes: list[str] = []
-    sizes_a, sizes_b = (_sizes(name, sides, metric, budget, notes) for name, sides in ((a, ours), (b, theirs)))
+    first, *others = [(side.name, side.experiment) for side in (*ours, *theirs)]
+    for other in others:
+        select.comparable(first, other, metric)
+    notes = [copies_words(side) for side in (*ours, *theirs) if side.copies]
+    sizes_a, sizes_b = (_sizes(name, sides, metric, notes) for name, sides in ((a, ours), (b, theirs)))
     rungs = _match(sizes_a, sizes_b, a, b, notes)
     if len(rungs) < FEWEST:
         raise UserError(
@@ -102,7 +105,7 @@ def of_sides(
     table, index = [], []
     for i, rung in enumerate(rungs):
         for x, y in rung.pairs:
-            table.append((_spent(x, budget), value(x.last, metric), _spent(y, budget), value(y.last, metric)))
+            table.append((x.last.flops, value(x.last, metric), y.last.flops, value(y.last, metric)))
             index.append(i)
     found = trends.trend(table, index)
     rungs = [dataclasses.replace(rung, gains=tuple(g for g, at in zip(found.gains, index, strict=True) if at == i))
@@ -110,7 +113,7 @@ def of_sides(
     lacking = None
     if found.verdict == "cannot be told":
         seeds = len(table) / len(rungs)
-        lacking = trends.needed(found, [math.log10(rung.spent("a", budget)) for rung in rungs], seeds)
+        lacking = trends.needed(found, [math.log10(rung.flops("a")) for rung in rungs], seeds)
     for below, above in zip(rungs, rungs[1:], strict=False):
         if above.loss("a", metric) >= below.loss("a", metric):
             notes.append(f"{a} is no better at {above.a.parameters:,} parameters than at {below.a.parameters:,}, so "
@@ -120,24 +123,23 @@ def of_sides(
     if tried[0][1] != tried[1][1]:
         notes.append("best of up to " + ", ".join(f"{count} configurations a size in {name}" for name, count in tried)
                      + ": the side that tried more is flattered")
-    return Ladder(a=a, b=b, budget=budget, metric=metric, why_metric=why, rungs=tuple(rungs), trend=found,
+    return Ladder(a=a, b=b, metric=metric, why_metric=why, rungs=tuple(rungs), trend=found,
                   needed=lacking, notes=tuple(notes))
 
 
-def _sizes(name: str, sides: Sequence[Side], metric: Metric, budget: Budget, notes: list[str]) -> list[Size]:
+def _sizes(name: str, sides: Sequence[Side], metric: Metric, notes: list[str]) -> list[Size]:
     """One for each size, the best configuration of it, by the finished runs; smallest first."""
     found: dict[tuple[int, int], list[Side]] = {}
     for side in sides:
         done = tuple(run for run in side.runs if run.finished)
         if len(done) < len(side.runs):
             notes.append(f"{len(side.runs) - len(done)} of {side.name} not finished, left out")
-        timed = tuple(run for run in done if getattr(run.last, budget))
-        if timed:
+        if done:
             one = side.experiment
             key = scaling.parameters(one.model).active, one.tokens
-            found.setdefault(key, []).append(dataclasses.replace(side, runs=timed))
+            found.setdefault(key, []).append(dataclasses.replace(side, runs=done))
     if not found:
-        raise UserError(f"{name}: no run in it is finished with its {budget} known; let them reach train.steps")
+        raise UserError(f"{name}: no run in it is finished; let them reach train.steps")
     best = [Size(side=min(of_size, key=lambda s: s.mean_last(metric)), parameters=key[0], tokens=key[1],
                  tried=len(of_size)) for key, of_size in found.items()]
     return sorted(best, key=lambda size: (size.parameters, size.tokens))
@@ -166,7 +168,7 @@ def _match(ours: Sequence[Size], theirs: Sequence[Size], a: str, b: str, notes: 
         lone = [f"{size.parameters:,}" for i, size in enumerate(sizes) if i not in used]
         if lone:
             notes.append(f"only {name} has {', '.join(lone)} parameters")
-    return sorted(rungs, key=lambda rung: rung.spent("a", "flops"))
+    return sorted(rungs, key=lambda rung: rung.flops("a"))
 
 
 def _pairs(ours: Sequence[Run], theirs: Sequence[Run]) -> list[tuple[Run, Run]]:
@@ -181,7 +183,3 @@ def _pairs(ours: Sequence[Run], theirs: Sequence[Run]) -> list[tuple[Run, Run]]:
 
 def _apart(x: float, y: float) -> float:
     return abs(math.log(x / y))
-
-
-def _spent(run: Run, budget: Budget) -> float:
-    return float(getattr(run.last, budget))

@@ -1,7 +1,8 @@
 """Predictions kept in a file before the run, and scored after it.
 
 The file is only appended to: a bad prediction stays. A prediction counts as one only if no run of its configuration had
-begun when it was made, which is looked at twice: when it is written, and by the dates when it is scored.
+begun when it was made, which is looked at twice: when it is written, and by the dates when it is scored. One whose
+interval leaves hardly any loss out is kept, and is neither a hit nor a miss.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ from typing import Any, Literal, NamedTuple
 
 from maijax import plain
 from maijax.compare.fits import LEVEL, Estimate, Fit
-from maijax.compare.points import LEDGER, Point, digest, last_evaluation
+from maijax.compare.points import LEDGER, Point, last_evaluation
+from maijax.compare.select import Metric, digest
 from maijax.errors import UserError
 from maijax.train import rundir
 
-Standing = Literal["open", "inside", "outside", "too late"]
+Standing = Literal["open", "inside", "outside", "too late", "says nothing"]
+WIDEST = 2.0  # high over low of an interval that says something: training seldom does more than halve a loss
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,6 +51,13 @@ class Entry:
     coefficients: dict[str, float | None]  # None: beyond any number, where a term tells nothing
     points: tuple[dict[str, Any], ...]  # that it was fitted to
 
+    @property
+    def void(self) -> str:
+        """Why it counts neither as a hit nor as a miss, whatever the run does; empty if it counts."""
+        if self.begun:
+            return f"{self.begun} is a run of this configuration and had begun"
+        return "" if self.high <= WIDEST * self.low else "its interval is so wide that it says nothing"
+
 
 class Score(NamedTuple):
     """A prediction beside what came of it; without a finished run, measured is None."""
@@ -64,19 +74,23 @@ class Score(NamedTuple):
 
 
 def foretell(
-    fit: Fit, place: Point, *, settings: Sequence[str], measure: str, count: str, runs_dir: str | Path
+    fit: Fit, place: Point, *, settings: Sequence[str], measure: Metric, count: str, runs_dir: str | Path
 ) -> Entry:
     """The entry for an experiment; raises UserError if it is one of the points, or the law cannot speak of it."""
-    if same := [p.name for p in fit.points if p.digest == place.digest]:
+    (mine,) = place.digests
+    if same := [p.name for p in fit.points if mine in p.digests]:
         raise UserError(f"{place.name} is one of the points, {same[0]}; leave that out of RUNS to foretell it")
     told: Estimate = fit.predict(place)
-    begun = next((folder.name for folder in runs_of(runs_dir).get(place.digest, []) if rundir.begun(folder)), "")
+    if not told.told:
+        raise UserError(f"{place.name}: {len(fit.points)} points cannot tell its loss, which may be anything from "
+                        f"{told.low:.3g} to {told.high:.3g}; add sizes or lengths")
+    begun = next((folder.name for folder in runs_of(runs_dir).get(mine, []) if rundir.begun(folder)), "")
     return Entry(
-        at=_now(), name=place.name, settings=tuple(settings), digest=place.digest, begun=begun, measure=measure,
+        at=_now(), name=place.name, settings=tuple(settings), digest=mine, begun=begun, measure=measure,
         count=count, params=place.params, tokens=place.tokens, flops=place.flops, predicted=told.value, low=told.low,
         high=told.high, level=LEVEL, law=fit.form.text,
         coefficients={k: v.value if math.isfinite(v.value) else None for k, v in fit.coefficients().items()},
-        points=tuple(dataclasses.asdict(p) for p in fit.points),
+        points=tuple(plain.to_plain(p) for p in fit.points),
     )
 
 
@@ -139,13 +153,14 @@ def runs_of(runs_dir: str | Path) -> dict[str, list[Path]]:
 def _score(entry: Entry, folders: Sequence[Path]) -> Score:
     said = datetime.datetime.fromisoformat(entry.at)
     late = bool(entry.begun) or any(rundir.begun(folder) and _started(folder) <= said for folder in folders)
+    void: Standing | None = "too late" if late else "says nothing" if entry.void else None
     for folder in folders:
         last = last_evaluation(folder)
         if last is None or not isinstance(measured := last.get(entry.measure), int | float):
             continue
-        inside = entry.low <= measured <= entry.high
-        return Score(entry, "too late" if late else "inside" if inside else "outside", folder.name, float(measured))
-    return Score(entry, "too late" if late else "open", entry.begun, None)
+        inside: Standing = "inside" if entry.low <= measured <= entry.high else "outside"
+        return Score(entry, void or inside, folder.name, float(measured))
+    return Score(entry, void or "open", entry.begun, None)
 
 
 def _started(folder: Path) -> datetime.datetime:

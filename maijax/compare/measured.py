@@ -11,8 +11,11 @@ from maijax import words
 from maijax.compare import budget as budgets
 from maijax.compare.budget import Gain, Level, Spread
 from maijax.compare.ladder import Ladder
-from maijax.compare.runs import BUDGETS, NAMES, Budget, Metric, Side, cautions, metric_of, value
+from maijax.compare.runs import BUDGETS, Budget, Side, cautions, metric_of, value
+from maijax.compare.select import Metric
 from maijax.compare.trend import Needed
+
+OVER_PAIRS = " (and its range over pairs of seeds)"  # what stands beside a gain is no interval
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,7 +69,7 @@ def ladder_plainly(found: Ladder) -> dict[str, Any]:
     """For programs; gains are factors, slopes factors per tenfold compute."""
     trend, low_high = found.trend, interval(found.trend.slope, found.trend.half)
     return {
-        "a": found.a, "b": found.b, "budget": found.budget, "metric": found.metric, "verdict": trend.verdict,
+        "a": found.a, "b": found.b, "metric": found.metric, "verdict": trend.verdict,
         "per_tenfold": low_high, "at_the_top": interval(trend.top, trend.top_half), "gone_at": found.gone_at,
         "sigma": trend.sigma, "freedom": trend.freedom, "curved": trend.curved, "law_share": trend.law_share,
         "law": dataclasses.asdict(trend.law),
@@ -75,7 +78,7 @@ def ladder_plainly(found: Ladder) -> dict[str, Any]:
         "rungs": [{
             "parameters": [rung.a.parameters, rung.b.parameters], "tokens": [rung.a.tokens, rung.b.tokens],
             "runs": [[x.name, y.name] for x, y in rung.pairs], "tried": [rung.a.tried, rung.b.tried],
-            "spent": [rung.spent("a", found.budget), rung.spent("b", found.budget)],
+            "flops": [rung.flops("a"), rung.flops("b")],
             "loss": [rung.loss("a", found.metric), rung.loss("b", found.metric)],
             "gains": [factor(g) for g in rung.gains],
         } for rung in found.rungs],
@@ -107,13 +110,16 @@ def spread(one: Spread | None) -> str:
 
 
 def gain_words(gain: Gain) -> str:
-    """x1.25 (1.21 to 1.29), or a bound."""
+    """x1.25, 1.21 to 1.29, or a bound; the range is over the pairs of seeds, no interval."""
     if gain.factor is None:
         return f"> x{gain.low:.3g}" if gain.low else f"< x{gain.high:.3g}" if gain.high else "?"
-    text = f"x{gain.factor:.3g}"
-    if gain.low is not None and gain.high is not None and gain.high > gain.low:
-        text += f" ({gain.low:.3g} to {gain.high:.3g})"
-    return text
+    return ranged(gain.factor, [end for end in (gain.low, gain.high) if end is not None])
+
+
+def ranged(middle: float, gains: Sequence[float]) -> str:
+    """x1.25, 1.21 to 1.29: a gain, and the least and the most of those that it is of, where there are several."""
+    text = f"x{middle:.3g}"
+    return f"{text}, {min(gains):.3g} to {max(gains):.3g}" if gains and max(gains) > min(gains) else text
 
 
 def times(value: float) -> str:
@@ -123,16 +129,16 @@ def times(value: float) -> str:
 
 def verdict_words(found: Ladder) -> list[str]:
     """The answer in sentences: what the gain does, how large it is, and what would settle it."""
-    trend, spent = found.trend, NAMES[found.budget]
+    trend = found.trend
     middle, low, high = map(times, interval(trend.slope, trend.half))
     top, top_low, top_high = map(times, interval(trend.top, trend.top_half))
     word = f"the gain {trend.verdict}"
     if trend.verdict == "cannot be told":
         word = "whether the gain grows, holds or fades cannot be told"
-    said = [f"{word}: {middle} per tenfold {spent} (95% interval {low} to {high}); {top} at the largest size "
+    said = [f"{word}: {middle} per tenfold FLOPs (95% interval {low} to {high}); {top} at the largest size "
             f"({top_low} to {top_high})"]
     if (gone := found.gone_at) is not None:
-        said.append(f"on this line it is gone at {gone:.2g} {spent}, which extrapolates")
+        said.append(f"on this line it is gone at {gone:.2g} FLOPs, which extrapolates")
     if trend.curved:
         said.append("the sizes lie off a straight line by more than their seeds' spread, so the interval counts "
                     "sizes, not seeds: more seeds would not narrow it")

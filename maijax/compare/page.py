@@ -15,7 +15,7 @@ from maijax.compare import charts, static
 from maijax.compare.charts import Chart
 from maijax.compare.ladder import Ladder
 from maijax.compare.meaning import MEANINGS, Difference
-from maijax.compare.measured import Measured, amount, factor, gain_words, spread, verdict_words
+from maijax.compare.measured import OVER_PAIRS, Measured, amount, factor, gain_words, ranged, spread, verdict_words
 from maijax.compare.runs import NAMES
 from maijax.compare.static import Comparison
 from maijax.errors import UserError
@@ -157,7 +157,7 @@ def _measured(found: Measured) -> str:
         rows += _row(f"at {amount(level.budget, level.spent)}", cells)
     for i, kind in enumerate(NAMES.values()):
         if found.gains:
-            rows += _row(f"gain over {names[0]}, in {kind}", ["", *(gain_words(gains[i]) for gains in found.gains)])
+            rows += _row(f"gain over {names[0]}, in {kind}{OVER_PAIRS}", ["", *(gain_words(gains[i]) for gains in found.gains)])
     notes = dict.fromkeys([*(f"{side.name}: {side.how}" for side in found.sides if side.how),
                            *(gain.why for gains in found.gains for gain in gains), *found.cautions])
     said = "".join(f"<li>{_text(note)}</li>" for note in notes)
@@ -174,13 +174,12 @@ def _ladder(found: Ladder) -> str:
     for rung in found.rungs:
         gains = [factor(g) for g in rung.gains]
         rows += _row(count(rung.a.parameters), [
-            f"{rung.spent('a', found.budget):.3g}", f"{rung.loss('a', found.metric):.4f}",
+            f"{rung.flops('a'):.3g}", f"{rung.loss('a', found.metric):.4f}",
             f"{rung.loss('b', found.metric):.4f}", str(len(rung.pairs)), f"{rung.a.tried}, {rung.b.tried}",
-            f"x{factor(sum(rung.gains) / len(gains)):.3g}"
-            + (f" ({min(gains):.3g} to {max(gains):.3g})" if len(gains) > 1 else ""),
+            ranged(factor(sum(rung.gains) / len(gains)), gains),
         ])
-    columns = ("active parameters", NAMES[found.budget], f"loss {found.a}", f"loss {found.b}", "pairs",
-               "configurations tried", "gain")
+    columns = ("active parameters", "FLOPs", f"loss {found.a}", f"loss {found.b}", "pairs",
+               "configurations tried", f"gain{OVER_PAIRS}")
     head = "".join(f'<th scope="col">{_text(name)}</th>' for name in columns)
     notes = "".join(f"<li>{_text(note)}</li>" for note in (found.why_metric, *words[1:], *found.notes) if note)
     return (

@@ -7,11 +7,14 @@ import dataclasses
 import io
 import json
 import math
+import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from maijax import plain, scaling, weights
+from maijax import scaling, weights
+from maijax.compare import select
+from maijax.compare.select import Metric
 from maijax.config import Experiment, ModelConfig
 from maijax.errors import UserError
 from maijax.train import metrics, rundir
@@ -24,10 +27,6 @@ COUNTS: dict[str, Callable[[ModelConfig], int]] = {
     "matmul": scaling.matmul_parameters,
     "non-embedding": lambda model: weights.count_active(model) - scaling.parameters(model).embedding,
 }
-MEASURES = {"loss": "nats per token", "bits_per_byte": "bits per byte"}
-# What must be the same for two held-out losses to be comparable; bits per byte need less.
-_TEXT = ("data.sources", "data.held_out")
-_PIECES = ("model.vocab_size", "data.tokenizer", "data.tokenizer_kind")
 _FILES = (".csv", ".json")
 LEDGER = "ledger.jsonl"  # lies among the runs, so that `runs/*` names it too
 _COLUMNS = ("params", "tokens", "loss")
@@ -35,14 +34,15 @@ _COLUMNS = ("params", "tokens", "loss")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Point:
-    """One finished run."""
+    """One configuration at one size and length, by the mean of its seeds."""
 
     name: str
     params: float
     tokens: float  # trained on
     flops: float
     loss: float  # held out, at the end; nats per token unless bits per byte were asked for
-    digest: str = ""  # of the configuration, see `digest`; empty for points of a file
+    losses: tuple[float, ...] = ()  # of each seed; of a file, unknown
+    digests: tuple[str, ...] = ()  # of each seed's configuration, see `select.digest`; of a file, unknown
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,65 +54,48 @@ class Points:
     run: tuple[str, Experiment] | None = None  # one of the runs, by whose text others are compared; None: files only
 
 
-def digest(experiment: Experiment) -> str:
-    """A short hash of what a configuration computes: equal on every machine, layout and numeric format, so that a
-    prediction made here is found again when the run is made elsewhere. The seed is part of it."""
-    return plain.fingerprint({k: v for k, v in rundir.identity(experiment).items() if k not in ("name", "model.dtype")})
-
-
 def gather(
-    runs: Sequence[str], *, runs_dir: str | Path = "runs", count: str = "active", measure: str = "loss"
+    runs: Sequence[str], *, runs_dir: str | Path = "runs", count: str = "active", measure: Metric = "loss"
 ) -> Points:
     """The points of runs, of folders of runs, and of .csv or .json files of points; raises UserError.
 
-    Only the last evaluation of a finished run counts: one before the cooldown belongs to another curve. Of several
-    configurations at one size and length the best is taken, by its mean over seeds.
+    Only the last evaluation of a finished run counts: one before the cooldown belongs to another curve. The seeds of a
+    configuration are one point, since what they share is drawn once; of several configurations at one size and length
+    the best is taken.
     """
-    found: list[Point] = []
+    read: list[Point] = []
     left_out: list[tuple[str, str]] = []
-    values: dict[Path, Experiment] = {}  # by the run's folder, so that none counts twice
+    ended: dict[Path, tuple[Experiment, float]] = {}  # by the run's folder, so that none counts twice
     for run in runs:
         if Path(run).name == LEDGER:
             continue
         if run.endswith(_FILES) and Path(run).is_file():
-            found += read_file(run, measure)
+            read += read_file(run, measure)
             continue
-        for folder in _folders(runs_dir, run):
-            if folder in values:
+        for folder in select.folders(runs_dir, run) or [rundir.find(runs_dir, run)]:
+            if (folder := folder.resolve()) in ended:
                 continue
             experiment, last = rundir.load(folder), last_evaluation(folder)
             if last is None or not _sound(last.get(measure)):
                 left_out.append((folder.name, "not finished"))
                 continue
-            values[folder] = experiment
-            found.append(of_experiment(experiment, name=folder.name, count=count, loss=last[measure]))
-    run = next(((folder.name, experiment) for folder, experiment in values.items()), None)
-    for folder, experiment in values.items():
-        comparable(run, folder.name, experiment, measure)
-    best, beaten = _best(found, list(values.values()))
-    if not best:
+            ended[folder] = experiment, float(last[measure])
+    first = next(((folder.name, experiment) for folder, (experiment, _) in ended.items()), None)
+    for folder, (experiment, _) in ended.items():
+        if first is not None:
+            select.comparable(first, (folder.name, experiment), measure)
+    best = _best([(folder.name, *run) for folder, run in ended.items()], count, left_out)
+    if not (found := [*read, *best]):
         raise UserError(f"no finished run among {', '.join(runs)}; `maijax run NAME` makes one")
-    return Points(points=tuple(best), left_out=(*left_out, *beaten), run=run)
+    return Points(points=tuple(found), left_out=tuple(left_out), run=first)
 
 
-def of_experiment(experiment: Experiment, *, name: str, count: str, loss: float = math.nan) -> Point:
-    """Where an experiment lies among the points."""
+def of_experiment(experiment: Experiment, *, name: str, count: str) -> Point:
+    """Where an experiment lies among the points; it has no loss yet."""
     return Point(
         name=name, params=float(COUNTS[count](experiment.model)), tokens=float(experiment.tokens),
-        flops=scaling.train_flops(experiment), loss=float(loss), digest=digest(experiment),
+        flops=scaling.train_flops(experiment), loss=math.nan, digests=(select.digest(experiment),),
     )
-
-
-def comparable(run: tuple[str, Experiment] | None, name: str, experiment: Experiment, measure: str) -> None:
-    """Raises UserError if an experiment's loss is of another text than a run's, or of other pieces of it."""
-    if run is None:
-        return
-    paths = _TEXT if measure == "bits_per_byte" else (*_TEXT, *_PIECES)
-    there, here = ({k: v for k, v in plain.flatten(e).items() if k.startswith(paths)} for e in (run[1], experiment))
-    if changed := sorted(k for k in there.keys() | here.keys() if there.get(k) != here.get(k)):
-        text = any(k.startswith(_TEXT) for k in changed)
-        way = "take those of one text" if text else "take bits per byte, with --bits"
-        raise UserError(f"{run[0]} and {name} differ in {', '.join(changed)}: their losses cannot be compared; {way}")
 
 
 def last_evaluation(folder: Path) -> Mapping[str, Any] | None:
@@ -120,7 +103,7 @@ def last_evaluation(folder: Path) -> Mapping[str, Any] | None:
     return next((line for line in metrics.read(folder) if line["kind"] == "eval" and line.get("final")), None)
 
 
-def read_file(file: str | Path, measure: str = "loss") -> list[Point]:
+def read_file(file: str | Path, measure: Metric = "loss") -> list[Point]:
     """Points from columns params, tokens and loss (flops and name if there), CSV or a JSON list; raises UserError.
 
     Without a column flops they are 6 params tokens.
@@ -151,31 +134,33 @@ def _point(path: Path, line: int, record: Mapping[str, Any]) -> Point:
     return Point(**{"flops": 6 * numbers["params"] * numbers["tokens"], **numbers, "name": str(name)})
 
 
-def _folders(runs_dir: str | Path, run: str) -> list[Path]:
-    """A run's folder, or those of all runs in a folder of runs."""
-    inside = sorted(p.parent for p in Path(run).glob("*/experiment.json")) if Path(run).is_dir() else []
-    if inside and not (Path(run) / "experiment.json").is_file():
-        return [folder.resolve() for folder in inside]
-    return [rundir.find(runs_dir, run).resolve()]
-
-
-def _best(found: Sequence[Point], experiments: Iterable[Experiment]) -> tuple[list[Point], list[tuple[str, str]]]:
-    """(points kept, those left out and why): of the configurations of one size and length, the best mean over seeds."""
-    kinds = {}  # digest -> the configuration without its seed
-    for experiment in experiments:
-        flat = rundir.identity(experiment)
-        kinds[digest(experiment)] = plain.fingerprint({k: v for k, v in flat.items() if k != "train.seed"})
-    places: dict[tuple[float, float], dict[str, list[Point]]] = {}
-    for point in found:
-        if point.digest:
-            kind = kinds[point.digest]
-            places.setdefault((point.params, point.tokens), {}).setdefault(kind, []).append(point)
-    winners = {
-        id(point) for configurations in places.values()
-        for point in min(configurations.values(), key=lambda seeds: sum(p.loss for p in seeds) / len(seeds))
-    }
-    kept = [p for p in found if not p.digest or id(p) in winners]
-    return kept, [(p.name, "beaten at its size and length") for p in found if p.digest and id(p) not in winners]
+def _best(
+    runs: Iterable[tuple[str, Experiment, float]], count: str, left_out: list[tuple[str, str]]
+) -> list[Point]:
+    """The best configuration of each size and length, as a point; adds the others to what is left out, with why."""
+    families: dict[str, dict[int, tuple[str, Experiment, float]]] = {}
+    for name, experiment, loss in runs:
+        seeds = families.setdefault(select.family(experiment), {})
+        if (seed := experiment.train.seed) in seeds:
+            left_out.append((name, f"a copy of {seeds[seed][0]}, of the same seed"))
+        else:
+            seeds[seed] = name, experiment, loss
+    places: dict[tuple[float, float], list[tuple[Point, list[str]]]] = {}
+    for seeds in families.values():
+        names, experiments, losses = zip(*seeds.values(), strict=True)
+        name = names[0] if len(names) == 1 else f"{names[0]} ({len(names)} seeds)"
+        point = dataclasses.replace(
+            of_experiment(experiments[0], name=name, count=count), loss=statistics.fmean(losses), losses=losses,
+            digests=tuple(map(select.digest, experiments)),
+        )
+        places.setdefault((point.params, point.tokens), []).append((point, list(names)))
+    best = []
+    for tried in places.values():
+        winner, _ = min(tried, key=lambda one: one[0].loss)
+        best.append(winner)
+        left_out += [(name, "beaten at its size and length") for point, names in tried if point is not winner
+                     for name in names]
+    return best
 
 
 def _sound(value: Any) -> bool:

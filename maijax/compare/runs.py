@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 import json
 import math
 import statistics
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from maijax import scaling
+from maijax.compare import select
+from maijax.compare.select import Metric
 from maijax.config import Experiment
 from maijax.errors import UserError
 from maijax.train import metrics, rundir
@@ -19,12 +20,10 @@ from maijax.train import metrics, rundir
 Budget = Literal["tokens", "flops", "seconds"]
 BUDGETS: tuple[Budget, ...] = ("tokens", "flops", "seconds")
 NAMES: dict[Budget, str] = {"tokens": "tokens", "flops": "FLOPs", "seconds": "seconds"}
-Metric = Literal["loss", "bits_per_byte"]
-UNIT: dict[Metric, str] = {"loss": "nats per token", "bits_per_byte": "bits per byte"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Point:
+class Evaluation:
     """One evaluation on text held out, and what had been spent by then."""
 
     step: int
@@ -43,30 +42,30 @@ class Run:
     name: str
     folder: Path
     experiment: Experiment
-    points: tuple[Point, ...]  # by step
+    points: tuple[Evaluation, ...]  # by step
     machine: str
 
     @property
     def family(self) -> str:
         """The same for runs that differ only in their seed."""
-        values = rundir.identity(self.experiment)
-        return json.dumps({k: v for k, v in values.items() if k not in ("train.seed", "name")}, default=str)
+        return select.family(self.experiment)
 
     @property
     def finished(self) -> bool:
         return bool(self.points) and self.points[-1].step >= self.experiment.train.steps
 
     @property
-    def last(self) -> Point:
+    def last(self) -> Evaluation:
         return self.points[-1]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Side:
-    """What is compared as one: runs that differ only in their seed."""
+    """What is compared as one: runs that differ only in their seed, one of each."""
 
     name: str
     runs: tuple[Run, ...]
+    copies: tuple[str, ...] = ()  # runs of a seed that is there already: they say nothing of the spread
     how: str = ""  # how they were chosen, where there was a choice
 
     @property
@@ -77,7 +76,7 @@ class Side:
         return statistics.fmean(value(run.last, metric) for run in self.runs)
 
 
-def value(point: Point, metric: Metric) -> float:
+def value(point: Evaluation, metric: Metric) -> float:
     """A point's number; the metric must be one that `metric_of` chose."""
     found = point.loss if metric == "loss" else point.bits_per_byte
     assert found is not None
@@ -92,12 +91,12 @@ def read(folder: Path) -> Run:
                           if r["kind"] == "train" and (seconds := _number(r.get("seconds"))) is not None]
     each = experiment.train.batch_size * experiment.train.seq_len
     flops = scaling.train_flops_per_token(experiment.model, experiment.train.seq_len)
-    found: dict[int, Point] = {}
+    found: dict[int, Evaluation] = {}
     for record in records:  # the last of a step counts: the look at all held-out text comes after the quick one
         loss = _number(record.get("loss"))
         if record["kind"] == "eval" and loss is not None and record["step"] > 0:
             step, scored = record["step"], record.get("tokens")
-            found[step] = Point(
+            found[step] = Evaluation(
                 step=step, tokens=step * each, flops=step * each * flops, seconds=_seconds(clock, step),
                 loss=loss, bits_per_byte=_number(record.get("bits_per_byte")),
                 scored=scored if isinstance(scored, int) else None,
@@ -110,7 +109,7 @@ def read(folder: Path) -> Run:
 
 def is_run(runs_dir: str | Path, name: str) -> bool:
     """Whether a name, path or pattern leads to at least one run folder."""
-    return bool(_folders(runs_dir, name))
+    return bool(select.folders(runs_dir, name))
 
 
 def gather(runs_dir: str | Path, names: Sequence[str], *, every: bool = False) -> list[Side]:
@@ -121,10 +120,10 @@ def gather(runs_dir: str | Path, names: Sequence[str], *, every: bool = False) -
     """
     sides: list[Side] = []
     for name in names:
-        folders = _folders(runs_dir, name)
+        folders = select.folders(runs_dir, name)
         if not folders:
             rundir.find(runs_dir, name)  # raises, with the names there are
-        swept = len(folders) > 1 and not _is_pattern(name)
+        swept = len(folders) > 1 and not select.is_pattern(name)
         made = group([read(folder) for folder in folders], leave_out=len(folders) > 1)
         if not made:
             raise UserError(f"{name}: no run in it has been evaluated on held-out text yet; let one reach "
@@ -134,14 +133,15 @@ def gather(runs_dir: str | Path, names: Sequence[str], *, every: bool = False) -
         sides += made
     merged: dict[str, Side] = {}
     for side in sides:  # seeds that were named one by one
-        before = merged.get(side.runs[0].family)
-        known = {run.folder.resolve() for run in before.runs} if before else set()
-        new = [run for run in side.runs if run.folder.resolve() not in known]
-        if before is None:
-            merged[side.runs[0].family] = side
-        elif new:
-            runs = (*before.runs, *new)
-            merged[side.runs[0].family] = Side(name=_title(runs), runs=runs, how=before.how or side.how)
+        family = side.runs[0].family
+        if (before := merged.get(family)) is None:
+            merged[family] = side
+            continue
+        known = {run.folder.resolve() for run in before.runs}
+        if new := [run for run in side.runs if run.folder.resolve() not in known]:
+            both = _side([*before.runs, *new])
+            copies = tuple(dict.fromkeys([*before.copies, *side.copies, *both.copies]))
+            merged[family] = dataclasses.replace(both, copies=copies, how=before.how or side.how)
     return list(merged.values())
 
 
@@ -154,7 +154,7 @@ def group(runs: Sequence[Run], *, leave_out: bool = False) -> list[Side]:
         elif not leave_out:
             raise UserError(f"run {run.name}: no evaluation on held-out text yet; let it reach train.eval_every, "
                             "or its end")
-    return [Side(name=_title(found), runs=tuple(found)) for found in families.values()]
+    return [_side(found) for found in families.values()]
 
 
 def metric_of(sides: Sequence[Side]) -> tuple[Metric, str]:
@@ -162,9 +162,8 @@ def metric_of(sides: Sequence[Side]) -> tuple[Metric, str]:
 
     Raises UserError if they do not and some have no bits per byte.
     """
-    tokenizers = {(one.data.tokenizer, one.data.tokenizer_kind, one.model.vocab_size, one.data.sources,
-                   one.data.held_out) for side in sides for one in [side.experiment]}
-    if len(tokenizers) == 1:
+    first, *others = [side.experiment for side in sides]
+    if not any(select.unlike(first, other, select.TEXT + select.PIECES) for other in others):
         return "loss", "nats per token: all share one tokenizer"
     bare = [run.name for side in sides for run in side.runs for p in run.points if p.bits_per_byte is None]
     if bare:
@@ -176,10 +175,12 @@ def metric_of(sides: Sequence[Side]) -> tuple[Metric, str]:
 def cautions(sides: Sequence[Side]) -> list[str]:
     """What a reader must know before believing the numbers."""
     found = []
-    experiments = [side.experiment for side in sides]
-    if len({(one.data.sources, one.data.held_out) for one in experiments}) > 1:
+    first, *others = [side.experiment for side in sides]
+    if any(select.unlike(first, other, select.TEXT) for other in others):
         found.append("the corpora differ, and so does the text that is held out")
     for side in sides:
+        if side.copies:
+            found.append(copies_words(side))
         for run in side.runs:
             if not run.finished:
                 found.append(f"{run.name} is not finished: step {run.last.step:,} of "
@@ -199,6 +200,21 @@ def cautions(sides: Sequence[Side]) -> list[str]:
     return found
 
 
+def copies_words(side: Side) -> str:
+    """What was left out of a side, and why."""
+    return f"{', '.join(side.copies)} left out: of the same seed as a run of {side.name}, which tells nothing more"
+
+
+def _side(runs: Sequence[Run]) -> Side:
+    """Of one family: of each seed the run that came farthest."""
+    seeds: dict[int, Run] = {}
+    for run in sorted(runs, key=lambda run: -run.last.step):
+        seeds.setdefault(run.experiment.train.seed, run)
+    kept = {run.folder for run in seeds.values()}
+    found = tuple(run for run in runs if run.folder in kept)
+    return Side(name=_title(found), runs=found, copies=tuple(run.name for run in runs if run.folder not in kept))
+
+
 def _best(name: str, sides: Sequence[Side], trials: int) -> Side:
     metric, _ = metric_of(sides)
     done = [side for side in sides if all(run.finished for run in side.runs)] or list(sides)
@@ -208,35 +224,6 @@ def _best(name: str, sides: Sequence[Side], trials: int) -> Side:
     if sizes > 2:
         how += f"; of its {sizes} sizes, --ladder tells more"
     return dataclasses.replace(best, name=f"{Path(name).name}/{best.name}", how=how)
-
-
-def _folders(runs_dir: str | Path, name: str) -> list[Path]:
-    """Run folders: the one that a name or path means, those inside it, or those that a pattern means."""
-    bare = name.rstrip("/") or name
-    if _is_pattern(bare):
-        root, _, last = bare.rpartition("/")
-        base = Path(root) if root else Path(runs_dir)
-        inside = sorted(p for p in base.glob("*") if fnmatch.fnmatch(p.name, last)) if not _is_pattern(root) else []
-        return [run for folder in inside for run in _runs_at(folder)]
-    for folder in (Path(bare), Path(runs_dir) / bare):
-        if found := _runs_at(folder):
-            return found
-    return []
-
-
-def _runs_at(folder: Path) -> list[Path]:
-    if (folder / "experiment.json").is_file():
-        return [folder]
-    return sorted((p.parent for p in folder.glob("*/experiment.json")), key=_natural)
-
-
-def _natural(folder: Path) -> tuple[int, str]:
-    """trial-2 before trial-10."""
-    return len(folder.name), folder.name
-
-
-def _is_pattern(text: str) -> bool:
-    return bool(set(text) & set("*?["))
 
 
 def _title(runs: Sequence[Run]) -> str:
