@@ -28,7 +28,7 @@ Language-model research in JAX: an experiment is a value, and every size goes th
   maijax compare phi_tiny mai_500b         both side by side; runs and whole ladders, too
   maijax coordcheck phi_tiny               do rates tuned small hold at other widths and depths?
   maijax plan mai_70b --topology v5p:8x8x8 compile it for a machine that is not here: memory, time, cost
-  maijax fit runs/ladder-*                 a scaling law of finished runs, and what it foretells
+  maijax fit runs/ladder_[2-5]             a scaling law of finished runs, and what it foretells
 """
 _CODES = "Exit codes: 0 done, 1 failed, 2 bad input, 75 stopped and saved (the same command goes on), 130 interrupted."
 _SETTINGS = """\
@@ -58,14 +58,14 @@ Each number says how it is known: exact (arithmetic on sizes), compiler (read fr
 model (a few constants fitted to published runs, see docs/plan.md). Compiles are kept in the cache folder.
 """
 _FIT = """\
-RUNS are names or folders of runs, folders that hold runs, or .csv and .json files of points with
+RUNS are names, folders or patterns of runs, sweeps, or .csv and .json files of points with
 columns params, tokens, loss. The law is the fullest that they can tell; budgets run at 4 sizes or
 more get IsoFLOP parabolas as well. Predictions are kept in the runs folder's ledger.jsonl.
 
 Examples:
-  maijax fit runs/ladder-*                          coefficients, intervals, and each run's miss
-  maijax fit runs/ladder-* --predict phi_tiny       foretell a run's loss, and keep it
-  maijax run phi_tiny && maijax fit --ledger        make the run, and score what was foretold
+  maijax fit runs/ladder_[2-5]                      coefficients, intervals, and each run's miss
+  maijax fit runs/ladder_[2-5] --predict ladder_6   foretell a run's loss, and keep it
+  maijax run ladder_6 && maijax fit --ledger        make the run, and score what was foretold
   maijax fit published.csv --json --html fit.html   points of your own, for programs and as a page
 """
 
@@ -194,7 +194,7 @@ def _running_verbs(verb) -> None:
 def _fit(verb) -> None:
     fits = verb("fit", "fit:fit", "fit a scaling law to runs, foretell a run's loss, score what was foretold",
                 _FIT + "\n" + _SETTINGS)
-    fits.add_argument("runs", nargs="*", metavar="RUNS", help="runs, folders of runs, or files of points")
+    fits.add_argument("runs", nargs="*", metavar="RUNS", help="runs, sweeps, patterns, or files of points")
     fits.add_argument("--params", choices=("active", "total", "matmul", "non-embedding"), default="active",
                       help="which parameters N counts; the exponents depend on it (default: active)")
     fits.add_argument("--bits", action="store_true",

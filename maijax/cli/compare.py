@@ -40,6 +40,7 @@ def compare(args: argparse.Namespace) -> int:
         return _ladders(args)
     experiments, measured = _sides(args.names, args.runs_dir)
     compared = static.compare(experiments, topology)
+    path = _write(args.html, compared=compared, measured=measured)
     if args.json:
         print(json.dumps(plainly(compared, measured), indent=1))
     else:
@@ -47,8 +48,7 @@ def compare(args: argparse.Namespace) -> int:
         if measured is not None:
             _print_measured(measured)
         _hint(args)
-    if args.html:
-        _write(args.html, compared=compared, measured=measured, say=not args.json)
+    _say(path, args)
     return 0
 
 
@@ -97,13 +97,13 @@ def _ladders(args: argparse.Namespace) -> int:
 
     first, *others = args.names
     found = [ladder.ladder(args.runs_dir, first, other) for other in others]
+    path = _write(args.html, ladders=found)
     if args.json:
         print(json.dumps({"ladders": [measured.ladder_plainly(one) for one in found]}, indent=1))
     else:
         for one in found:
             _print_ladder(one)
-    if args.html:
-        _write(args.html, ladders=found, say=not args.json)
+    _say(path, args)
     return 0
 
 
@@ -226,8 +226,15 @@ def _hint(args: argparse.Namespace) -> None:
         paragraph(f"what their runs measured: maijax compare {' '.join(f'{args.runs_dir}/{name}' for name in there)}")
 
 
-def _write(file: str, *, say: bool, **parts: Any) -> None:
+def _write(file: str | None, **parts: Any) -> Path | None:
+    """Before anything is printed, since a file that cannot be written ends the command."""
+    if not file:
+        return None
     from maijax.compare import page
 
-    path = page.write(file, **parts)
-    print(f"page: {path}", file=sys.stdout if say else sys.stderr)
+    return page.write(file, **parts)
+
+
+def _say(path: Path | None, args: argparse.Namespace) -> None:
+    if path:
+        print(f"page: {path}", file=sys.stderr if args.json else sys.stdout)

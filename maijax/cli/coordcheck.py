@@ -6,7 +6,6 @@ import argparse
 import dataclasses
 import json
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from maijax.cli import choose
@@ -20,7 +19,7 @@ def coordcheck(args: argparse.Namespace) -> int:
     """Returns 0 if every slope that the parametrisation promises lies in the bounds, else 1."""
     experiment, _ = choose.experiment(args)
     from maijax.train import coordcheck as checking
-    from maijax.train import coordpage
+    from maijax.train import coordpage, sheet
     from maijax.train.progress import Progress
 
     with Progress(total=0, what="size", enabled=not args.json) as bar:
@@ -36,7 +35,7 @@ def coordcheck(args: argparse.Namespace) -> int:
     if experiment.model.parametrization.name == "standard":
         about += f" {report.name} itself is in the standard parametrisation, which promises nothing."
     if args.html:
-        Path(args.html).write_text(coordpage.render(report, verdict, about), encoding="utf-8")
+        sheet.publish(args.html, coordpage.render(report, verdict, about))
     if args.json:
         lines = [
             dataclasses.asdict(line) | {

@@ -40,12 +40,13 @@ def fit(args: argparse.Namespace) -> int:
         entry = ledger.foretell(
             law, place, settings=args.set, measure=measure, count=args.params, runs_dir=args.runs_dir
         )
-        file = None if args.dry_run else ledger.write(args.runs_dir, entry)
     if args.html:
         from maijax.compare import fit_page
 
-        fit_page.write(Path(args.html), fit=law, budgets=budgets, entry=entry, unit=select.UNIT[measure],
+        fit_page.write(args.html, fit=law, budgets=budgets, entry=entry, unit=select.UNIT[measure],
                        counted=args.params)
+    if entry is not None and not args.dry_run:  # after the page, so that what failed can be said again
+        file = ledger.write(args.runs_dir, entry)
     if args.json:
         kept = {"ledger": None if file is None else str(file)}
         print(json.dumps(plainly(found, law, budgets, entry, args) | kept, indent=1, allow_nan=False))

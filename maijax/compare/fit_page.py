@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from html import escape
 from pathlib import Path
 
@@ -15,8 +14,7 @@ from maijax.compare.laws import LETTER
 from maijax.compare.ledger import Entry
 from maijax.compare.points import Point
 from maijax.compare.scatter import Dots, Line, Picture, draw
-from maijax.errors import UserError
-from maijax.train.report import ASSETS
+from maijax.train.sheet import publish, sheet
 
 _STEPS = 120  # of a drawn curve
 _STYLE = """
@@ -32,39 +30,28 @@ tbody th { width: auto; }
 
 
 def write(
-    file: Path, *, fit: Fit, budgets: IsoFlop | None, entry: Entry | None, unit: str, counted: str
+    file: str | Path, *, fit: Fit, budgets: IsoFlop | None, entry: Entry | None, unit: str, counted: str
 ) -> None:
     """Writes the page whole or not at all; raises UserError if the file cannot be written.
 
     It needs no network, holds no script, and all that comes from runs is escaped.
     """
-    part = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        part.write_text(render(fit=fit, budgets=budgets, entry=entry, unit=unit, counted=counted), encoding="utf-8",
-                        errors="replace")
-        part.replace(file)
-    except OSError as error:
-        raise UserError(f"--html {file}: cannot be written ({error.strerror}); choose another file") from None
+    publish(file, render(fit=fit, budgets=budgets, entry=entry, unit=unit, counted=counted))
 
 
 def render(*, fit: Fit, budgets: IsoFlop | None, entry: Entry | None, unit: str, counted: str) -> str:
     """The page."""
-    style = (ASSETS / "report.css").read_text(encoding="utf-8") + _STYLE
     pictures = [_loss(fit, entry, unit), _misses(fit)]
     if budgets is not None and budgets.budgets:
         pictures += [_parabolas(budgets, unit), _best_sizes(fit, budgets)]
     lead = f"{len(fit.points)} points, held-out {unit}, N of {counted} parameters: {fit.form.why}."
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; style-src \'unsafe-inline\'; '
-        "base-uri 'none'\">\n"
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(fit.form.text)}: scaling fit</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
+    body = (
         f'<h1>{escape(fit.form.text)}</h1>\n<p class="lead">{escape(lead)}</p>\n{_foretold(entry)}'
         f'<h2>Pictures</h2>\n<div class="charts">\n{"".join(draw(p) for p in pictures)}\n</div>\n'
-        f"<h2>Coefficients</h2>\n{_coefficients(fit, budgets)}\n<h2>Points</h2>\n{_points(fit)}\n"
-        "<footer>Made by maijax from the runs&#8217; own files.</footer>\n</main>\n</body>\n</html>\n"
+        f"<h2>Coefficients</h2>\n{_coefficients(fit, budgets)}\n<h2>Points</h2>\n{_points(fit)}"
     )
+    footer = "Made by maijax from the runs\u2019 own files."
+    return sheet(f"{fit.form.text}: scaling fit", body, style=_STYLE, footer=footer)
 
 
 def _loss(fit: Fit, entry: Entry | None, unit: str) -> Picture:

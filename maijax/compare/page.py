@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import os
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
-from typing import Any
 
 from maijax import overrides, plain, scaling
 from maijax.compare import charts, static
@@ -18,12 +13,11 @@ from maijax.compare.meaning import MEANINGS, Difference
 from maijax.compare.measured import OVER_PAIRS, Measured, amount, factor, gain_words, ranged, spread, verdict_words
 from maijax.compare.runs import NAMES
 from maijax.compare.static import Comparison
-from maijax.errors import UserError
 from maijax.train import chart as shared
+from maijax.train.sheet import publish, sheet, text
 from maijax.words import count
 
-_OURS = Path(__file__).parent / "assets"
-_THEIRS = Path(shared.__file__).parent / "assets"  # the look of a run's report
+ASSETS = Path(__file__).parent / "assets"
 
 
 def write(
@@ -31,25 +25,13 @@ def write(
     ladders: Sequence[Ladder] = (),
 ) -> Path:
     """Renders to a file, which is replaced whole; returns its path. Raises UserError if it cannot be written."""
-    path = Path(file)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        part.write_bytes(render(compared=compared, measured=measured, ladders=ladders).encode("utf-8", "replace"))
-        part.replace(path)
-    except OSError as error:
-        raise UserError(f"--html {file}: cannot be written ({error.strerror}); choose another place") from None
-    return path
+    return publish(file, render(compared=compared, measured=measured, ladders=ladders))
 
 
 def render(
     *, compared: Comparison | None = None, measured: Measured | None = None, ladders: Sequence[Ladder] = (),
 ) -> str:
     """The page; what comes from values and runs is escaped, and no script but its own may run."""
-    style = "".join((folder / name).read_text(encoding="utf-8")
-                    for folder, name in ((_THEIRS, "report.css"), (_OURS, "compare.css")))
-    script = (_OURS / "compare.js").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'"
     title, parts = _title(compared, ladders), [_ladder(one) for one in ladders]
     if measured is not None:
         parts.append(_measured(measured))
@@ -58,14 +40,10 @@ def render(
             parts.append(_times(compared))
         parts += [_facts(compared), _figures(charts.of_experiments(compared), "Beside the laws"),
                   _differences(compared)]
-    body = "\n".join(part for part in parts if part)
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{_text(title)}</title>\n<style>\n{style}</style>\n</head>\n"
-        f"<body>\n<main>\n<h1>{_text(title)}</h1>\n{body}\n"
-        f"<footer>Made by maijax compare.</footer>\n</main>\n<script>{script}</script>\n</body>\n</html>\n"
+    return sheet(
+        title, f"<h1>{text(title)}</h1>\n" + "\n".join(part for part in parts if part),
+        style=(ASSETS / "compare.css").readtext(encoding="utf-8"),
+        script=(ASSETS / "compare.js").readtext(encoding="utf-8"), footer="Made by maijax compare.",
     )
 
 
@@ -91,7 +69,7 @@ def _times(compared: Comparison) -> str:
         f'<div><dt>{name}</dt><dd>&#215;&#8201;{_ratio(y / x)}</dd><dd class="aside">{aside or "&#160;"}</dd></div>'
         for name, x, y, aside in pairs
     )
-    return f'<p class="lead">{_text(b.name)}, in times of {_text(a.name)}</p>\n<dl class="facts">{cells}</dl>'
+    return f'<p class="lead">{text(b.name)}, in times of {text(a.name)}</p>\n<dl class="facts">{cells}</dl>'
 
 
 def _ratio(times: float) -> str:
@@ -100,14 +78,14 @@ def _ratio(times: float) -> str:
 
 def _facts(compared: Comparison) -> str:
     names = [one.name for one in compared.experiments]
-    head = "".join(f'<th scope="col" class="s{i % 8}">{_text(name)}</th>' for i, name in enumerate(names))
+    head = "".join(f'<th scope="col" class="s{i % 8}">{text(name)}</th>' for i, name in enumerate(names))
     rows = ""
     for group in compared.groups:
-        rows += f'<tr class="group"><th colspan="{len(names) + 2}" scope="colgroup">{_text(group.title)}</th></tr>\n'
+        rows += f'<tr class="group"><th colspan="{len(names) + 2}" scope="colgroup">{text(group.title)}</th></tr>\n'
         for line in group.lines:
-            cells = "".join(f'<td class="num">{_text(cell)}</td>' for cell in line.cells())
-            rows += (f'<tr><th scope="row">{_text(line.what)}</th>{cells}'
-                     f'<td class="from">{_text(line.note)}</td></tr>\n')
+            cells = "".join(f'<td class="num">{text(cell)}</td>' for cell in line.cells())
+            rows += (f'<tr><th scope="row">{text(line.what)}</th>{cells}'
+                     f'<td class="from">{text(line.note)}</td></tr>\n')
     starred = any(mark for group in compared.groups for line in group.lines for mark in line.outside)
     star = '<p class="soft">* beyond the sizes that the law was fitted to</p>' if starred else ""
     return (
@@ -121,7 +99,7 @@ def _differences(compared: Comparison) -> str:
     if not compared.differences:
         return "<h2>Differences</h2>\n<p>Every value is the same.</p>"
     names = [one.name for one in compared.experiments]
-    head = "".join(f'<th scope="col">{_text(name)}</th>' for name in names)
+    head = "".join(f'<th scope="col">{text(name)}</th>' for name in names)
     rows = ""
     for meaning in MEANINGS:
         mine = [one for one in compared.differences if one.meaning == meaning]
@@ -138,16 +116,16 @@ def _differences(compared: Comparison) -> str:
 
 
 def _difference(one: Difference) -> str:
-    cells = "".join(f'<td class="num">{_text("-" if v is plain.ABSENT else overrides.show(v))}</td>'
+    cells = "".join(f'<td class="num">{text("-" if v is plain.ABSENT else overrides.show(v))}</td>'
                     for v in one.values)
     mark = ' class="ruled"' if one.explained else ""
-    return (f'<tr{mark}><th scope="row" class="mono">{_text(one.path)}</th>{cells}'
-            f'<td class="from">{_text("; ".join(one.reasons))}</td></tr>\n')
+    return (f'<tr{mark}><th scope="row" class="mono">{text(one.path)}</th>{cells}'
+            f'<td class="from">{text("; ".join(one.reasons))}</td></tr>\n')
 
 
 def _measured(found: Measured) -> str:
     names = [side.name for side in found.sides]
-    head = "".join(f'<th scope="col" class="s{i % 8}">{_text(name)}</th>' for i, name in enumerate(names))
+    head = "".join(f'<th scope="col" class="s{i % 8}">{text(name)}</th>' for i, name in enumerate(names))
     rows = _row("at the end", [spread(one) for one in found.ends])
     for level in found.told_levels:
         cells = []
@@ -157,13 +135,14 @@ def _measured(found: Measured) -> str:
         rows += _row(f"at {amount(level.budget, level.spent)}", cells)
     for i, kind in enumerate(NAMES.values()):
         if found.gains:
-            rows += _row(f"gain over {names[0]}, in {kind}{OVER_PAIRS}", ["", *(gain_words(gains[i]) for gains in found.gains)])
+            told = [gain_words(gains[i]) for gains in found.gains]
+            rows += _row(f"gain over {names[0]}, in {kind}{OVER_PAIRS}", ["", *told])
     notes = dict.fromkeys([*(f"{side.name}: {side.how}" for side in found.sides if side.how),
                            *(gain.why for gains in found.gains for gain in gains), *found.cautions])
-    said = "".join(f"<li>{_text(note)}</li>" for note in notes)
+    said = "".join(f"<li>{text(note)}</li>" for note in notes)
     return (
         f'{_figures([charts.of_runs(found)], "Measured", wide=True)}\n<div class="table"><table class="facts-table">'
-        f"<thead><tr><th>held-out loss, {_text(found.why_metric)}</th>{head}</tr></thead><tbody>{rows}</tbody></table>"
+        f"<thead><tr><th>held-out loss, {text(found.why_metric)}</th>{head}</tr></thead><tbody>{rows}</tbody></table>"
         f'</div>\n<ul class="soft notes">{said}</ul>'
     )
 
@@ -180,10 +159,10 @@ def _ladder(found: Ladder) -> str:
         ])
     columns = ("active parameters", "FLOPs", f"loss {found.a}", f"loss {found.b}", "pairs",
                "configurations tried", f"gain{OVER_PAIRS}")
-    head = "".join(f'<th scope="col">{_text(name)}</th>' for name in columns)
-    notes = "".join(f"<li>{_text(note)}</li>" for note in (found.why_metric, *words[1:], *found.notes) if note)
+    head = "".join(f'<th scope="col">{text(name)}</th>' for name in columns)
+    notes = "".join(f"<li>{text(note)}</li>" for note in (found.why_metric, *words[1:], *found.notes) if note)
     return (
-        f'<p class="verdict"><b>{_text(found.b)} over {_text(found.a)}:</b> {_text(words[0])}.</p>\n'
+        f'<p class="verdict"><b>{text(found.b)} over {text(found.a)}:</b> {text(words[0])}.</p>\n'
         f'<ul class="soft notes">{notes}</ul>\n{_figures(charts.of_ladder(found), "By size")}\n'
         f'<div class="table"><table class="facts-table"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
         "</div>"
@@ -193,19 +172,14 @@ def _ladder(found: Ladder) -> str:
 def _figures(found: Sequence[Chart], title: str, *, wide: bool = False) -> str:
     """A place for each chart, with its numbers; the script draws them."""
     figures = "".join(
-        f'<figure class="chart plot"><header><h3>{_text(one.title)}</h3><span class="unit">{_text(one.unit)}</span>'
+        f'<figure class="chart plot"><header><h3>{text(one.title)}</h3><span class="unit">{text(one.unit)}</span>'
         f'</header><script type="application/json">{shared.inline_json(one.plain())}</script>'
         "<noscript><p>The tables hold the same; the picture needs the page&#8217;s script.</p></noscript></figure>"
         for one in found
     )
-    return f'<h2>{_text(title)}</h2>\n<div class="charts{" wide" if wide else ""}">{figures}</div>'
+    return f'<h2>{text(title)}</h2>\n<div class="charts{" wide" if wide else ""}">{figures}</div>'
 
 
 def _row(name: str, cells: Sequence[str]) -> str:
-    return (f'<tr><th scope="row">{_text(name)}</th>'
-            + "".join(f'<td class="num">{_text(cell)}</td>' for cell in cells) + "</tr>\n")
-
-
-def _text(value: Any) -> str:
-    """Escaped for HTML; control characters, which would vanish or harm, become visible replacements."""
-    return escape("".join(c if c >= " " or c in "\n\t" else "\ufffd" for c in str(value)))
+    return (f'<tr><th scope="row">{text(name)}</th>'
+            + "".join(f'<td class="num">{text(cell)}</td>' for cell in cells) + "</tr>\n")

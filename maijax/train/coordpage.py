@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from html import escape
-from pathlib import Path
 
 from maijax.train.coordcheck import BOUNDS, QUANTITIES, Line, Report
+from maijax.train.sheet import sheet
 
-ASSETS = Path(__file__).parent / "assets"
 WIDE, HIGH = 320, 190  # of a chart's frame, in its own units
 LEFT, TOP, BELOW = 44, 8, 24
 
@@ -24,7 +23,6 @@ _STYLE = """
 
 def render(report: Report, verdict: str, about: str) -> str:
     """A self-contained page without scripts; both texts are shown above the charts."""
-    style = (ASSETS / "report.css").read_text(encoding="utf-8") + _STYLE
     parts = [f"<h1>{escape(report.name)}: coordinate check</h1>", f'<p class="lead">{escape(verdict)}</p>']
     parts.append(f'<p class="soft">{escape(about)}</p>')
     for axis in ("width", "depth"):
@@ -33,14 +31,7 @@ def render(report: Report, verdict: str, about: str) -> str:
             pair = [line for line in report.lines if (line.axis, line.quantity) == (axis, quantity)]
             parts.append(_chart(quantity, axis, pair))
         parts.append("</div>")
-    policy = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'"
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(report.name)}: coordinate check</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(parts) + "\n</main>\n</body>\n</html>\n"
-    )
+    return sheet(f"{report.name}: coordinate check", "\n".join(parts), style=_STYLE)
 
 
 def _chart(quantity: str, axis: str, pair: list[Line]) -> str:

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import math
-import os
 import statistics
 from collections.abc import Iterator
-from html import escape
 from pathlib import Path
 from typing import Any
 
-from maijax.train import metrics
+from maijax.train import metrics, sheet
 from maijax.train.chart import Chart, Series, draw, whole
 from maijax.train.progress import clock, short
+from maijax.train.sheet import ASSETS, text
 
 FILE = "report.html"
-ASSETS = Path(__file__).parent / "assets"
 SHOWN = 6  # samples; the rest are folded away
 
 Record = dict[str, Any]
@@ -74,28 +70,17 @@ def write_report(run_folder: str | Path) -> Path:
     """
     folder = Path(run_folder)
     file = folder / FILE
-    part = folder / f".{FILE}.{os.getpid()}"
-    part.write_bytes(render(Run(folder)).encode("utf-8", "replace"))
-    part.replace(file)
+    sheet.write(file, render(Run(folder)))
     return file
 
 
 def render(run: Run) -> str:
     """The page."""
-    style = (ASSETS / "report.css").read_text(encoding="utf-8")
-    script = (ASSETS / "report.js").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'"
     parts = (_head(run), _curves(run), _stories(run), _speed(run), _machine(run), _config(run))
-    body = "\n".join(part for part in parts if part)
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{_text(run.title)}: training report</title>\n<style>\n{style}</style>\n</head>\n"
-        f"<body>\n<main>\n{body}\n"
-        "<footer>Made by maijax from the files of this run&#8217;s folder.</footer>\n</main>\n"
-        f"<script>{script}</script>\n</body>\n</html>\n"
+    return sheet.sheet(
+        f"{run.title}: training report", "\n".join(part for part in parts if part),
+        script=(ASSETS / "report.js").readtext(encoding="utf-8"),
+        footer="Made by maijax from the files of this run\u2019s folder.",
     )
 
 
@@ -125,12 +110,12 @@ def _head(run: Run) -> str:
     if (seconds := _number(final.get("seconds"))) is not None:
         facts.append(("time in the loop", clock(seconds), "with evaluation and samples"))
     cells = "".join(
-        f"<div><dt>{_text(name)}</dt><dd>{_text(value)}</dd>"
-        + (f'<dd class="aside">{_text(beside)}</dd></div>' if beside else "</div>")
+        f"<div><dt>{text(name)}</dt><dd>{text(value)}</dd>"
+        + (f'<dd class="aside">{text(beside)}</dd></div>' if beside else "</div>")
         for name, value, beside in facts
     )
     return (
-        f'<h1>{_text(run.title)}</h1>\n<p class="lead">{_text(said)}</p>\n'
+        f'<h1>{text(run.title)}</h1>\n<p class="lead">{text(said)}</p>\n'
         + (f'<dl class="facts">{cells}</dl>' if cells else "")
     )
 
@@ -187,10 +172,10 @@ def _stories(run: Run) -> str:
 
 
 def _story(run: Run, record: Record) -> str:
-    prompt, text = str(record.get("prompt") or ""), str(record.get("text") or "")
-    marked = _text(text)
-    if text.startswith(prompt):
-        marked = f"<mark>{_text(prompt)}</mark>{_text(text[len(prompt):])}"
+    prompt, story = str(record.get("prompt") or ""), str(record.get("text") or "")
+    marked = text(story)
+    if story.startswith(prompt):
+        marked = f"<mark>{text(prompt)}</mark>{text(story[len(prompt):])}"
     near = [r for r in run.evals if r["step"] <= record["step"]]
     bits = _number(near[-1].get("bits_per_byte")) if near else None
     beside = f"{bits:.3f} bits per byte" if bits is not None else ""
@@ -236,8 +221,8 @@ def _config(run: Run) -> str:
         mark = ' class="changed"' if origin == "command line" else ""
         changed += bool(mark)
         rows += (
-            f'<tr{mark}><th scope="row" class="mono">{_text(path)}</th>'
-            f'<td class="value mono">{_text(_show(value))}</td><td class="from">{_text(origin)}</td></tr>\n'
+            f'<tr{mark}><th scope="row" class="mono">{text(path)}</th>'
+            f'<td class="value mono">{text(_show(value))}</td><td class="from">{text(origin)}</td></tr>\n'
         )
     note = f", {changed} set on the command line" if changed else ""
     return (
@@ -262,7 +247,7 @@ def _machine(run: Run) -> str:
 
 
 def _table(rows: list[tuple[str, str]]) -> str:
-    lines = "".join(f'<tr><th scope="row">{_text(k)}</th><td>{_text(v)}</td></tr>\n' for k, v in rows)
+    lines = "".join(f'<tr><th scope="row">{text(k)}</th><td>{text(v)}</td></tr>\n' for k, v in rows)
     return f'<div class="table"><table><tbody>\n{lines}</tbody></table></div>'
 
 
@@ -303,11 +288,6 @@ def _show(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "none", True: "yes", False: "no"}[value]
     return json.dumps(value)
-
-
-def _text(value: str) -> str:
-    """Escaped for HTML; control characters, which would vanish or harm, become visible replacements."""
-    return escape("".join(c if c >= " " or c in "\n\t" else "\ufffd" for c in value))
 
 
 def _rules(value: Any) -> dict[str, str]:

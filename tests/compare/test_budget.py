@@ -90,6 +90,12 @@ def test_levels_agree_with_welch(tmp_path):
     assert last.differences[0] is None
 
 
+def test_no_interval_where_the_seeds_do_not_differ(tmp_path):
+    a, b = sides(tmp_path, {"a": [{25: 3.0, 100: 2.0}] * 3, "b": [{25: 3.0, 100: 2.5}] * 3})
+    assert len(a.runs) == 3
+    assert budget.levels([a, b], "tokens", "loss")[-1].differences[1] == (0.5, None)
+
+
 def test_no_level_beyond_the_shorter_run(tmp_path):
     a, b = sides(tmp_path, {"a": [{80: 3.0, 100: 2.9}], "b": [{10: 5.0, 40: 4.0}]})
     assert budget.levels([a, b], "tokens", "loss") == []  # at 40 steps A has not been measured yet

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
 import finished
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 
 from maijax import cli, overrides, registry
 from maijax.cli import table
+from maijax.compare import points
 
 HOSTILE = "<img src=x onerror=alert(1)>'\"&"
 
@@ -151,9 +153,42 @@ def test_bad_input_is_one_line_and_exit_2(capsys, runs, words, message):
     assert err.startswith("maijax: ") and message in err and err.count("\n") == 1
 
 
-def test_a_page_that_cannot_be_written(capsys, budgets, tmp_path):
-    code, _, err = run(capsys, budgets, "--html", tmp_path / "no" / "fit.html")
-    assert code == 2 and "cannot be written (No such file or directory); choose another file" in err
+def test_a_page_that_cannot_be_written(capsys, runs, tmp_path):
+    """Nothing is foretold then either: the same command may be given again."""
+    words = ["--html", tmp_path / "no" / "fit.html", "--predict", "phi_test", "--set", "train.steps=1600"]
+    code, out, err = run(capsys, runs, "--runs-dir", runs, *words)
+    assert (code, out) == (2, "") and "there is no folder" in err and err.count("\n") == 1
+    assert not (runs / "ledger.jsonl").exists()
+
+
+EXAMPLE = "maijax fit runs/ladder_[2-5] --predict ladder_6"
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_the_example_that_is_printed_works(capsys, tmp_path, monkeypatch, seeds):
+    """As a shell expands it, and quoted, which it does not."""
+    monkeypatch.chdir(tmp_path)
+    noise = np.random.default_rng(0)
+    for depth in (2, 3, 4, 5):
+        for seed in range(seeds):
+            made = overrides.apply(registry.get(f"ladder_{depth}"), [f"train.seed={seed}"])
+            place = points.of_experiment(made, name="", count="active")
+            loss = finished.law(place.params, place.tokens) * (1 + 1e-3 * noise.standard_normal())
+            finished.write(tmp_path / "runs" / (f"ladder_{depth}" + f"-seed-{seed}" * bool(seed)), made, loss=loss)
+    expanded = sorted(f"runs/{p.name}" for p in (tmp_path / "runs").glob("ladder_[2-5]"))
+    assert len(expanded) == 4
+    code, out, err = run(capsys, *expanded, *EXAMPLE.split()[3:], "--dry-run")
+    assert (code, err) == (0, "") and "ladder_6: foretold" in out and out.startswith("4 points")
+    every = run(capsys, "runs/ladder_[2-5]*", *EXAMPLE.split()[3:], "--dry-run", "--json")
+    found = json.loads(every[1])
+    assert [len(p["losses"]) for p in found["points"]] == [seeds] * 4 and found["prediction"]["name"] == "ladder_6"
+
+
+def test_the_example_is_the_one_that_is_printed():
+    root = Path(__file__).parents[2]
+    for text in (cli.parser().format_help(), *((root / f).read_text() for f in ("README.md", "docs/fit.md"))):
+        assert "ladder-*" not in text
+    assert all(EXAMPLE in (root / f).read_text() for f in ("README.md", "docs/fit.md", "maijax/cli/__init__.py"))
 
 
 def test_the_verb_needs_no_jax():

@@ -1,6 +1,8 @@
 """Ladders of run folders whose gain is known: matching of sizes, verdicts, and what is refused."""
 
+import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ def spent(width):
     return made.tokens * scaling.train_flops_per_token(made.model, 64)
 
 
-def make(folder, beta, *, widths=WIDTHS, seeds=2, noise=0.002, gain=1.0, rates=(0.01,), rng=None, shared=0.0):
+def make(folder, beta, *, widths=WIDTHS, seeds=2, noise=0.002, gain=1.0, rates=(0.01,), rng=None, held_out=0.1):
     """Runs whose loss is a law of gain * C^(1+beta), the first rate the best."""
     rng = rng or np.random.default_rng(0)
     middle = np.sqrt(spent(widths[0]) * spent(widths[-1]))
@@ -28,6 +30,7 @@ def make(folder, beta, *, widths=WIDTHS, seeds=2, noise=0.002, gain=1.0, rates=(
                 c = spent(width) * gain * (spent(width) / middle) ** beta
                 loss = 1.5 + 2.0 * (c / 1e10) ** -0.15 + rng.normal() * noise + 0.3 * i
                 made = experiment(width=width, lr=lr, seed=seed)
+                made = dataclasses.replace(made, data=dataclasses.replace(made.data, held_out=held_out))
                 make_run(folder / f"w{width}-r{i}-s{seed}", made, {50: 9.0, 100: loss})
 
 
@@ -43,7 +46,7 @@ def test_verdicts(tmp_path, beta, gain, verdict):
     assert [rung.a.parameters for rung in found.rungs] == sorted(rung.a.parameters for rung in found.rungs)
     assert abs(found.trend.slope - beta * np.log(10)) <= found.trend.half
     if gain == 2.5:  # still a gain at the top: where it would be gone is extrapolated
-        assert found.gone_at > found.rungs[-1].spent("a", "flops")
+        assert found.gone_at > found.rungs[-1].flops("a")
 
 
 def test_too_much_noise_asks_for_more_runs(tmp_path, capsys):
@@ -87,6 +90,24 @@ def test_fewer_than_three_sizes_are_refused(tmp_path, widths):
     make(tmp_path / "mup", 0.1, widths=widths, rates=(0.02,))
     with pytest.raises(UserError, match=f"share {len(widths)} sizes with finished runs, a verdict over scale needs 3"):
         ladder.ladder(str(tmp_path), "plain", "mup")
+
+
+def test_losses_of_other_texts_are_refused(tmp_path):
+    """As `maijax fit` refuses them, in the same words."""
+    make(tmp_path / "plain", 0.0)
+    make(tmp_path / "mup", 0.0, rates=(0.02,), held_out=0.3)
+    with pytest.raises(UserError, match="differ in data.held_out: their losses cannot be compared; take those of one"):
+        ladder.ladder(str(tmp_path), "plain", "mup")
+
+
+def test_copies_of_a_seed_are_one_run(tmp_path):
+    make(tmp_path / "plain", 0.0)
+    make(tmp_path / "mup", 0.0, rates=(0.02,))
+    shutil.copytree(tmp_path / "mup" / "w32-r0-s0", tmp_path / "mup" / "w32-copy")
+    found = ladder.ladder(str(tmp_path), "plain", "mup")
+    assert len(found.rungs[0].b.side.runs) == 2
+    assert any(note.startswith("w32-r0-s0 left out: of the same seed") or note.startswith("w32-copy left out: of")
+               for note in found.notes)
 
 
 def test_nothing_finished_is_refused(tmp_path):

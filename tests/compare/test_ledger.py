@@ -7,6 +7,7 @@ import json
 import os
 
 import finished
+import numpy as np
 import pytest
 
 from maijax.compare import fits, ledger, points
@@ -76,6 +77,21 @@ def test_a_date_before_the_prediction_is_found_out_when_it_is_scored(fit, tmp_pa
     (folder / "environment.json").unlink()  # then the first file's own date counts
     os.utime(folder / "experiment.json", (0, 0))
     assert ledger.scores(tmp_path)[0].standing == "too late"
+
+
+def test_what_says_nothing_is_neither_hit_nor_miss(fit, tmp_path):
+    """An interval that any loss falls into is kept and told as such; one without an end is refused."""
+    wide = dataclasses.replace(fit, noise=np.linspace(-0.5, 0.5, len(fit.noise)))
+    entry = foretell(wide, tmp_path)
+    assert entry.high > 2 * entry.low and "says nothing" in entry.void
+    ledger.write(tmp_path, entry)
+    assert ledger.scores(tmp_path)[0].standing == "says nothing"
+    finished.write(tmp_path / "big", finished.experiment(**TARGET), started=finished.later(), loss=entry.predicted)
+    (score,) = ledger.scores(tmp_path)
+    assert (score.standing, score.miss) == ("says nothing", 0)
+    endless = dataclasses.replace(fit, noise=np.linspace(-0.5, 1000, len(fit.noise)))
+    with pytest.raises(UserError, match="big: 12 points cannot tell its loss, which may be anything from .* to inf"):
+        foretell(endless, tmp_path)
 
 
 def test_what_is_among_the_points_cannot_be_foretold(fit, tmp_path):

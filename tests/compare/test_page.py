@@ -160,5 +160,12 @@ def test_the_command_writes_it(tmp_path, capsys):
     assert list(tmp_path.iterdir()) == [file]
     assert cli.main(["compare", "phi_tiny", "mai_500b", "--json", "--html", str(file)]) == 0
     json.loads(capsys.readouterr().out)  # the page's path goes to stderr then
-    with pytest.raises(UserError, match="cannot be written"):
-        page.write(tmp_path / "no" / "c.html")
+
+
+@pytest.mark.parametrize(("file", "why"), [("no/c.html", "there is no folder .*no; make it"), (".", "cannot be written")])
+def test_a_page_that_cannot_be_written_is_told_before_anything_is_printed(tmp_path, capsys, file, why):
+    words = ["compare", "phi_tiny", "mai_500b", "--html", str(tmp_path / file)]
+    assert cli.main(words) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and re.search(why, err) and err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == [] and not [p for p in tmp_path.parent.iterdir() if p.name.startswith(".")]

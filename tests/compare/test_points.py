@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maijax import scaling, weights
-from maijax.compare import points
+from maijax.compare import points, select
 from maijax.config import SourceConfig
 from maijax.errors import UserError
 
@@ -49,15 +49,32 @@ def test_of_several_configurations_the_best_is_taken_by_its_mean_over_seeds(tmp_
     for name, lr, seed, loss in (("a", 1e-3, 0, 3.0), ("b", 1e-3, 1, 3.2), ("c", 1e-2, 0, 2.9), ("d", 1e-2, 1, 3.4)):
         finished.write(tmp_path / name, finished.experiment(lr=lr, seed=seed), loss=loss)
     found = points.gather([str(tmp_path)])
-    assert [p.name for p in found.points] == ["a", "b"]
+    assert [(p.name, p.losses) for p in found.points] == [("a (2 seeds)", (3.0, 3.2))]
+    assert found.points[0].loss == pytest.approx(3.1) and len(set(found.points[0].digests)) == 2
     assert found.left_out == (("c", "beaten at its size and length"), ("d", "beaten at its size and length"))
+
+
+def test_copies_of_a_run_count_once(tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        finished.write(tmp_path / name, finished.experiment(seed=seed), loss=3.0 + seed)
+    found = points.gather([str(tmp_path)])
+    assert [p.losses for p in found.points] == [(3.0, 4.0)]
+    assert found.left_out == (("b", "a copy of a, of the same seed"),)
+
+
+def test_a_sweep_and_a_pattern_by_name(tmp_path):
+    for name, steps in (("study/trial-0001", 50), ("study/trial-0002", 100), ("other", 200)):
+        finished.write(tmp_path / name, finished.experiment(steps=steps))
+    for words in (["study"], ["study/"], [str(tmp_path / "study")], [str(tmp_path / "study" / "trial-*")], ["st*"]):
+        found = points.gather(words, runs_dir=tmp_path).points
+        assert [p.name for p in found] == ["trial-0001", "trial-0002"], words
 
 
 def test_losses_of_other_texts_are_refused(tmp_path):
     finished.write(tmp_path / "a", finished.experiment())
     finished.write(tmp_path / "b", finished.experiment(steps=9, sources=(SourceConfig(uri="mine.txt"),)))
     finished.write(tmp_path / "c", finished.experiment(steps=9, tokenizer_kind="bpe"))
-    for measure in points.MEASURES:
+    for measure in select.UNIT:
         with pytest.raises(UserError, match="a and b differ in data.sources.*; take those of one text"):
             points.gather(["a", "b"], runs_dir=tmp_path, measure=measure)
     with pytest.raises(UserError, match="a and c differ in data.tokenizer_kind: .* take bits per byte, with --bits"):
@@ -71,8 +88,8 @@ def test_digest_knows_what_is_computed_and_no_more():
         base, name="other", model=dataclasses.replace(base.model, dtype="float32", remat="full"),
         mesh=dataclasses.replace(base.mesh, tensor=2),
     )
-    assert points.digest(base) == points.digest(same)
-    assert len({points.digest(e) for e in (base, finished.experiment(seed=1), finished.experiment(lr=2e-3))}) == 3
+    assert select.digest(base) == select.digest(same)
+    assert len({select.digest(e) for e in (base, finished.experiment(seed=1), finished.experiment(lr=2e-3))}) == 3
 
 
 numbers = st.floats(1e-3, 1e30)

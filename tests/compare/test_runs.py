@@ -40,6 +40,17 @@ def test_seeds_are_one_side_however_they_are_named(tmp_path):
     assert len(runs.gather(tmp_path, ["a0", "a0"])[0].runs) == 1  # the same folder twice is one run
 
 
+def test_copies_of_a_seed_are_one_run_and_that_is_said(tmp_path):
+    for name, seed, last in (("a0", 0, 50), ("a1", 0, 100), ("a2", 0, 100), ("b0", 1, 100)):
+        make_run(tmp_path / name, experiment(seed=seed), {50: 3.0, last: 2.0})
+    [side] = runs.gather(tmp_path, ["a*"])
+    assert ([run.name for run in side.runs], side.copies) == (["a1"], ("a0", "a2"))  # the one that came farthest
+    assert any("a0, a2 left out: of the same seed as a run of a1" in said for said in runs.cautions([side]))
+    [side] = runs.gather(tmp_path, ["b0", "a0", "a1"])
+    assert ([run.name for run in side.runs], side.copies) == (["b0", "a1"], ("a0",))
+    assert measured.measure([side]).ends[0].runs == 2
+
+
 def test_a_sweep_stands_for_its_best_run_and_its_seeds(tmp_path):
     for i, (lr, seed, loss) in enumerate([(0.1, 0, 3.0), (0.01, 0, 2.0), (0.01, 1, 2.2), (0.02, 0, 2.15)]):
         make_run(tmp_path / "sweep" / f"trial-{i}", experiment(lr=lr, seed=seed), {50: 4.0, 100: loss})
@@ -96,7 +107,7 @@ def test_the_command_on_runs(tmp_path, capsys, monkeypatch):
     assert cli.main(words) == 0
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= 100
-    assert "2.005±0.007" in out and "2.205±0.007 (+0.200±0.030)" in out and "x0.902 (0.898 to 0.907)" in out
+    assert "2.005±0.007" in out and "2.205±0.007 (+0.200±0.030)" in out and "x0.902, 0.898 to 0.907" in out and "its range over pairs of seeds" in out
     assert "51.2K FLOPs" not in out  # a token costs both the same
     assert cli.main([*words, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["measured"]
