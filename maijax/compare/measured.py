@@ -15,7 +15,7 @@ from maijax.compare.runs import BUDGETS, Budget, Side, cautions, metric_of, valu
 from maijax.compare.select import Metric
 from maijax.compare.trend import Needed
 
-OVER_PAIRS = " (and its range over pairs of seeds)"  # what stands beside a gain is no interval
+OVER_PAIRS = ", range over pairs of seeds"  # what stands beside a gain is no interval
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,6 @@ from run_folders import experiment, make_run
 
 from maijax import cli, registry, scaling
 from maijax.compare import charts, ladder, measured, page, runs, static
-from maijax.errors import UserError
 
 HOSTILE = "</script><img src=x onerror=alert(1)>'\"&<!--\x00]]>"
 VOID = {"meta"}
@@ -162,7 +161,9 @@ def test_the_command_writes_it(tmp_path, capsys):
     json.loads(capsys.readouterr().out)  # the page's path goes to stderr then
 
 
-@pytest.mark.parametrize(("file", "why"), [("no/c.html", "there is no folder .*no; make it"), (".", "cannot be written")])
+@pytest.mark.parametrize(
+    ("file", "why"), [("no/c.html", "there is no folder .*no; make it"), (".", "cannot be written")]
+)
 def test_a_page_that_cannot_be_written_is_told_before_anything_is_printed(tmp_path, capsys, file, why):
     words = ["compare", "phi_tiny", "mai_500b", "--html", str(tmp_path / file)]
     assert cli.main(words) == 2
