@@ -41,8 +41,8 @@ class Point:
     tokens: float  # trained on
     flops: float
     loss: float  # held out, at the end; nats per token unless bits per byte were asked for
-    losses: tuple[float, ...] = ()  # of each seed; of a file, unknown
-    digests: tuple[str, ...] = ()  # of each seed's configuration, see `select.digest`; of a file, unknown
+    losses: tuple[float, ...] = ()  # of each seed
+    digests: tuple[str, ...] = ()  # of each seed's configuration, see `select.digest`; those of a file have none
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,8 +60,8 @@ def gather(
     """The points of runs, of folders of runs, and of .csv or .json files of points; raises UserError.
 
     Only the last evaluation of a finished run counts: one before the cooldown belongs to another curve. The seeds of a
-    configuration are one point, since what they share is drawn once; of several configurations at one size and length
-    the best is taken.
+    configuration are one point, since what they share is drawn once, and so are a file's points of one size and length;
+    of several configurations at one size and length the best is taken.
     """
     read: list[Point] = []
     left_out: list[tuple[str, str]] = []
@@ -84,8 +84,15 @@ def gather(
     for folder, (experiment, _) in ended.items():
         if first is not None:
             select.comparable(first, (folder.name, experiment), measure)
-    best = _best([(folder.name, *run) for folder, run in ended.items()], count, left_out)
-    if not (found := [*read, *best]):
+    ran = [
+        (dataclasses.replace(of_experiment(one, name=folder.name, count=count), loss=loss), one)
+        for folder, (one, loss) in ended.items()
+    ]
+    places: dict[tuple[float, float], list[Point]] = {}
+    for point in read:
+        places.setdefault((point.params, point.tokens), []).append(point)
+    found = [*map(_mean, places.values()), *_best(ran, left_out)]
+    if not found:
         raise UserError(f"no finished run among {', '.join(runs)}; `maijax run NAME` makes one")
     return Points(points=tuple(found), left_out=tuple(left_out), run=first)
 
@@ -134,33 +141,32 @@ def _point(path: Path, line: int, record: Mapping[str, Any]) -> Point:
     return Point(**{"flops": 6 * numbers["params"] * numbers["tokens"], **numbers, "name": str(name)})
 
 
-def _best(
-    runs: Iterable[tuple[str, Experiment, float]], count: str, left_out: list[tuple[str, str]]
-) -> list[Point]:
+def _best(runs: Iterable[tuple[Point, Experiment]], left_out: list[tuple[str, str]]) -> list[Point]:
     """The best configuration of each size and length, as a point; adds the others to what is left out, with why."""
-    families: dict[str, dict[int, tuple[str, Experiment, float]]] = {}
-    for name, experiment, loss in runs:
+    families: dict[str, dict[int, Point]] = {}
+    for point, experiment in runs:
         seeds = families.setdefault(select.family(experiment), {})
-        if (seed := experiment.train.seed) in seeds:
-            left_out.append((name, f"a copy of {seeds[seed][0]}, of the same seed"))
-        else:
-            seeds[seed] = name, experiment, loss
-    places: dict[tuple[float, float], list[tuple[Point, list[str]]]] = {}
+        if (before := seeds.setdefault(experiment.train.seed, point)) is not point:
+            left_out.append((point.name, f"a copy of {before.name}, of the same seed"))
+    places: dict[tuple[float, float], list[list[Point]]] = {}
     for seeds in families.values():
-        names, experiments, losses = zip(*seeds.values(), strict=True)
-        name = names[0] if len(names) == 1 else f"{names[0]} ({len(names)} seeds)"
-        point = dataclasses.replace(
-            of_experiment(experiments[0], name=name, count=count), loss=statistics.fmean(losses), losses=losses,
-            digests=tuple(map(select.digest, experiments)),
-        )
-        places.setdefault((point.params, point.tokens), []).append((point, list(names)))
+        of_family = list(seeds.values())
+        places.setdefault((of_family[0].params, of_family[0].tokens), []).append(of_family)
     best = []
     for tried in places.values():
-        winner, _ = min(tried, key=lambda one: one[0].loss)
-        best.append(winner)
-        left_out += [(name, "beaten at its size and length") for point, names in tried if point is not winner
-                     for name in names]
+        winner = min(tried, key=lambda seeds: _mean(seeds).loss)
+        best.append(_mean(winner))
+        left_out += [(point.name, "beaten at its size and length") for seeds in tried if seeds is not winner
+                     for point in seeds]
     return best
+
+
+def _mean(seeds: Sequence[Point]) -> Point:
+    """One point of several at one size and length."""
+    name = seeds[0].name if len(seeds) == 1 else f"{seeds[0].name} ({len(seeds)} seeds)"
+    losses = tuple(point.loss for point in seeds)
+    digests = tuple(digest for point in seeds for digest in point.digests)
+    return dataclasses.replace(seeds[0], name=name, loss=statistics.fmean(losses), losses=losses, digests=digests)
 
 
 def _sound(value: Any) -> bool:

@@ -95,7 +95,7 @@ def test_digest_knows_what_is_computed_and_no_more():
 numbers = st.floats(1e-3, 1e30)
 
 
-@given(st.lists(st.tuples(numbers, numbers, numbers), min_size=1, max_size=9))
+@given(st.lists(st.tuples(numbers, numbers, numbers), min_size=1, max_size=9, unique_by=lambda row: row[:2]))
 @settings(max_examples=30, deadline=None)
 def test_files_come_back_as_written(tmp_path_factory, rows):
     folder = tmp_path_factory.mktemp("files")
@@ -107,6 +107,12 @@ def test_files_come_back_as_written(tmp_path_factory, rows):
         assert [(p.params, p.tokens, p.loss) for p in found] == rows
         assert [p.flops for p in found] == [6 * a * b for a, b, _ in rows]
         assert found[0].name == "p:1"
+
+
+def test_points_of_a_file_at_one_place_are_seeds(tmp_path):
+    (tmp_path / "p.csv").write_text("params,tokens,loss\n2,3,4\n2,3,5\n2,4,3\n")
+    found = points.gather([str(tmp_path / "p.csv")]).points
+    assert [(p.name, p.loss, p.losses) for p in found] == [("p:1 (2 seeds)", 4.5, (4.0, 5.0)), ("p:3", 3.0, (3.0,))]
 
 
 def test_flops_and_names_of_a_file_are_taken(tmp_path):
