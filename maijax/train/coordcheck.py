@@ -125,7 +125,7 @@ def check(
 def shrunk(
     model: ModelConfig, how: Any, width: int, depth: int, *, base: tuple[int, int], kinds: int
 ) -> ModelConfig:
-    """The model's structure at another width and depth: ratios kept, head_dim a power of two of at most 32, so that heads vary."""
+    """The model's structure at another size: ratios kept; heads of a power of two, at most 32, so that heads vary."""
     attention, moe = model.attention, model.moe
     head_dim = 1 << min(attention.head_dim, MOST_HEAD_DIM).bit_length() - 1  # divides every width
     heads = width // head_dim
