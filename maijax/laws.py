@@ -112,7 +112,7 @@ class Advice:
 
 
 def advice(experiment: Experiment, *, unique_tokens: float | None = None) -> tuple[Advice, ...]:
-    """Every law's choice for an experiment, grouped by path.
+    """Every law's choice for an experiment, grouped by path; rate and decay are those of its hidden matrices.
 
     `unique_tokens`, of the corpus, adds what passing over it several times is worth.
     """
@@ -120,25 +120,29 @@ def advice(experiment: Experiment, *, unique_tokens: float | None = None) -> tup
     active, tokens = weights.count_active(model), float(experiment.tokens)
     batch = float(train.batch_size * train.seq_len)
     flops = deepseek_flops_per_token(model, train.seq_len) * tokens
+    # Laws speak of one rate for all weights: that of the hidden matrices is nearest to it.
+    hidden = next(w for w in weights.declare(model) if w.role == "hidden")
+    scaled = parametrization.multipliers(hidden, model, optim.name)
+    lr, own_decay = optim.lr * scaled.lr, optim.weight_decay * scaled.decay
     found: list[Advice] = []
 
     def add(path: str, now: float | None, value: float, law: str, source: str) -> None:
         found.append(Advice(path=path, now=now, value=value, law=law, source=source))
 
     step_law = "Step Law, arXiv 2503.04715"
-    add("optim.lr", optim.lr, scaling.step_law_lr(active, tokens), "1.79 N^-0.713 D^0.307", step_law)
-    add("optim.lr", optim.lr, deepseek_lr(flops), "0.3118 C^-0.125, C = M D", DEEPSEEK)
-    add("optim.lr", optim.lr, olmo_lr(active), "0.0047 (N / 108M)^-1/3 / 2", OLMO)
+    add("optim.lr", lr, scaling.step_law_lr(active, tokens), "1.79 N^-0.713 D^0.307", step_law)
+    add("optim.lr", lr, deepseek_lr(flops), "0.3118 C^-0.125, C = M D", DEEPSEEK)
+    add("optim.lr", lr, olmo_lr(active), "0.0047 (N / 108M)^-1/3 / 2", OLMO)
     if model.moe is not None:
         law = "exp(8.39 - 0.81 ln N - 0.25 ln E)"
-        add("optim.lr", optim.lr, mixture_lr(active, model.moe.num_experts), law, "arXiv 2502.05172")
+        add("optim.lr", lr, mixture_lr(active, model.moe.num_experts), law, "arXiv 2502.05172")
     add("batch tokens", batch, scaling.step_law_batch(tokens), "0.58 D^0.571", step_law)
     add("batch tokens", batch, deepseek_batch(flops), "0.292 C^0.3271, C = M D", DEEPSEEK)
     add("batch tokens", batch, olmo_batch(active), "2048 x 160 (N / 108M)^2/3", OLMO)
     add("batch tokens", batch, optimal_batch(tokens), "0.0306 D^0.383 x 2048, lowest loss", POWER_LINES)
     add("batch tokens", batch, critical_batch(tokens), "0.0471 D^0.462 x 2048, the most that pays", POWER_LINES)
-    decay = weight_decay(active, tokens, lr=optim.lr, batch_tokens=batch)
-    add("optim.weight_decay", optim.weight_decay, decay, "B / (lr tau D), tau = 1.084 (D / N)^-0.527", POWER_LINES)
+    decay = weight_decay(active, tokens, lr=lr, batch_tokens=batch)
+    add("optim.weight_decay", own_decay, decay, "B / (lr tau D), tau = 1.084 (D / N)^-0.527", POWER_LINES)
     add("optim.b2", optim.b2, olmo_b2(batch), "0.95 from batches of 524,288 tokens on, else 0.99", OLMO)
     add("optim.warmup", float(optim.warmup), active / batch, "N tokens", OLMO)
     add("tokens", tokens, float(scaling.chinchilla_tokens(model)), "20 N", "Chinchilla, arXiv 2203.15556")
@@ -157,10 +161,13 @@ def moved(experiment: Experiment) -> tuple[tuple[str, float], ...]:
     model, optimizer = experiment.model, experiment.optim.name
     found: dict[str, float] = {}
     for weight in weights.declare(model):
+        if not weight.trained:
+            continue
         scaled = parametrization.multipliers(weight, model, optimizer)
         where = f"{weight.group}{' in the layers' if weight.group == 'norm' and weight.stack else ''}"
         found[f"learning rate, {where}"] = scaled.lr
-        found[f"weight decay, {where}"] = scaled.decay if weight.decay else 1.0
+        if weight.decay:
+            found[f"weight decay, {where}"] = scaled.decay
         found[f"Adam's eps, {where}"] = scaled.eps
     found |= {"residual branches": parametrization.residual(model), "logits": parametrization.output(model)}
     return tuple((what, value) for what, value in sorted(found.items()) if value != 1)

@@ -15,9 +15,10 @@ With m = d_model / base_width and l = num_layers / base_depth, relative to the s
 | Adam's eps | x 1/m | x 1/m, in the layers also x 1/l |
 | attention scores | head_dim^-0.5 | head_dim^-0.5 |
 
-A mixture's router reads the width and writes a number that does not grow: a readout, by table 3 of muP with std and
-rate over m and no multiplier. One number stands for all widths: heads, kv_heads, d_ff and the experts' d_ff are meant
-to move with d_model, and head_dim to stay, for which head_dim^-0.5 is a constant as muP's 1 / head_dim is.
+A mixture's router reads the width and writes a number that does not grow: a readout, by table 3 of muP with std m^-0.5
+of the standard one, rate over m, and no multiplier. One number stands for all widths: heads, kv_heads, d_ff and the
+experts' d_ff are meant to move with d_model, and head_dim to stay, for which head_dim^-0.5 is a constant as muP's
+1 / head_dim is.
 
 Muon here is scaled to AdamW's size, 0.2 sqrt(max(reads, writes)); the spectral condition asks for
 sqrt(writes / reads), which is m^-0.5 less at m times the width. Lion's and Adafactor's updates have entries of a size

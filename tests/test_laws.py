@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from maijax import laws, registry, scaling, weights
+from maijax import laws, overrides, registry, scaling, weights
 
 registry.discover()
 from configs import models  # noqa: E402
@@ -81,3 +81,17 @@ def test_moved_is_empty_for_the_standard_parametrisation():
         "Adam's eps, norm in the layers": pytest.approx(1 / 9), "Adam's eps, hidden": pytest.approx(1 / 9),
         "residual branches": pytest.approx(1 / 3), "logits": pytest.approx(1 / 3),
     }
+
+
+def test_what_moves_of_a_mixture_is_what_the_optimizer_uses():
+    how = ["model.parametrization.name=mup", "model.parametrization.base_width=64"]
+    experiment = overrides.apply(registry.get("mai_moe_3m"), how)
+    wider = experiment.model.d_model / 64
+    moved = dict(laws.moved(experiment))
+    assert moved["learning rate, router"] == pytest.approx(1 / wider)
+    assert moved["weight decay, router"] == pytest.approx(wider)
+
+
+def test_laws_are_set_beside_the_rate_that_hidden_matrices_train_at():
+    found = {a.now for a in laws.advice(registry.get("ladder_6")) if a.path == "optim.lr"}
+    assert list(found) == [pytest.approx(0.01 / 3)]

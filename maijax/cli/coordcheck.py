@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from maijax.cli import choose
 from maijax.cli.table import fit, paragraph, rows
+from maijax.errors import UserError
 
 if TYPE_CHECKING:
     from maijax.train.coordcheck import Report
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 def coordcheck(args: argparse.Namespace) -> int:
     """Returns 0 if every slope that the parametrisation promises lies in the bounds, else 1."""
     experiment, _ = choose.experiment(args)
+    if args.html and not Path(args.html).absolute().parent.is_dir():  # said before minutes of work, not after
+        raise UserError(f"--html {args.html}: there is no folder {Path(args.html).parent}; make it first")
     from maijax.train import coordcheck as checking
     from maijax.train import coordpage, sheet
     from maijax.train.progress import Progress

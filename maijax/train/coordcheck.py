@@ -125,9 +125,9 @@ def check(
 def shrunk(
     model: ModelConfig, how: Any, width: int, depth: int, *, base: tuple[int, int], kinds: int
 ) -> ModelConfig:
-    """The model's structure at another width and depth: ratios kept, head_dim at most 32, so that heads vary."""
+    """The model's structure at another size: ratios kept; heads of a power of two, at most 32, so that heads vary."""
     attention, moe = model.attention, model.moe
-    head_dim = min(attention.head_dim, MOST_HEAD_DIM)
+    head_dim = 1 << min(attention.head_dim, MOST_HEAD_DIM).bit_length() - 1  # divides every width
     heads = width // head_dim
     group = math.gcd(attention.num_heads // attention.kv_heads, base[0] // head_dim)  # the smallest keeps it, too
     rope = dataclasses.replace(attention.rope, original_context=None, short_factor=(), long_factor=())

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from maijax import cli, registry
+from maijax import cli, overrides, registry
 from maijax.train import coordcheck
 from maijax.train.coordcheck import QUANTITIES, Line, Report
 
@@ -30,14 +30,14 @@ def test_completep_passes_and_the_standard_one_fails(report):
     assert report.control == standard["width", "residual stream"].slope > 1
     assert not any(standard["width", q].holds for q in ("residual stream", "attention out", "mlp out"))
     assert not standard["depth", "residual stream"].holds
-    # The smallest size is the base of both parametrisations.
-    first = {(line.axis, line.quantity, line.values[0]) for line in report.lines}
-    assert len(first) == len(report.lines) / 2
 
 
-@pytest.mark.parametrize("name", registry.names())
-def test_every_model_has_a_shrunk_copy(name):
-    model = registry.get(name).model
+ODD = "model.attention.num_heads=8 model.attention.kv_heads=4 model.attention.head_dim=24".split()
+
+
+@pytest.mark.parametrize(("name", "settings"), [*((name, []) for name in registry.names()), ("phi_tiny", ODD)])
+def test_every_model_has_a_shrunk_copy(name, settings):
+    model = overrides.apply(registry.get(name), settings).model
     for width, depth in ((64, 2), (128, 2), (64, 16)):
         made = coordcheck.shrunk(model, "completep", width, depth, base=(64, 2), kinds=16)
         experiment = dataclasses.replace(registry.get("phi_test"), model=made)
@@ -75,3 +75,10 @@ def test_verdicts(capsys, monkeypatch, tmp_path, slopes, code, word):
     assert cli.main(["coordcheck", "phi_tiny", "--json"]) == code
     found = json.loads(capsys.readouterr().out)
     assert found["passed"] == (code == 0) and len(found["lines"]) == 16
+
+
+def test_a_missing_folder_is_told_before_training(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(coordcheck, "check", lambda *_, **__: pytest.fail("trained first"))
+    page = tmp_path / "none" / "check.html"
+    assert cli.main(["coordcheck", "phi_test", "--html", str(page)]) == 2
+    assert "there is no folder" in capsys.readouterr().err
