@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from maijax.cli import choose
