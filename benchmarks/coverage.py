@@ -1,6 +1,6 @@
 """How often the intervals of `maijax fit` hold what they should: runs of a known law, fitted and foretold many times.
 
-    python benchmarks/coverage.py [--trials 200] [--resamples 300]
+    python benchmarks/coverage.py [--trials 200] [--resamples 200]
 
 Losses are Epoch's law (arXiv 2404.10102) at a grid of 1e8 to 3e9 parameters and 2e9 to 1e11 tokens (one length: 2e9),
 times noise that the seeds of a size share, times noise of each seed. Prints for each design in how many of a hundred
@@ -73,7 +73,7 @@ def trial(design: Design, seed: int, resamples: int) -> tuple[np.ndarray, np.nda
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=200)
-    parser.add_argument("--resamples", type=int, default=300)
+    parser.add_argument("--resamples", type=int, default=200)
     args = parser.parse_args()
     print("sizes lengths seeds  shared    own     run 95% 50%   exponents 95% 50%   width")
     for design in DESIGNS:

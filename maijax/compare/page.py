@@ -42,8 +42,8 @@ def render(
                   _differences(compared)]
     return sheet(
         title, f"<h1>{text(title)}</h1>\n" + "\n".join(part for part in parts if part),
-        style=(ASSETS / "compare.css").readtext(encoding="utf-8"),
-        script=(ASSETS / "compare.js").readtext(encoding="utf-8"), footer="Made by maijax compare.",
+        style=(ASSETS / "compare.css").read_text(encoding="utf-8"),
+        script=(ASSETS / "compare.js").read_text(encoding="utf-8"), footer="Made by maijax compare.",
     )
 
 

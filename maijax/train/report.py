@@ -79,7 +79,7 @@ def render(run: Run) -> str:
     parts = (_head(run), _curves(run), _stories(run), _speed(run), _machine(run), _config(run))
     return sheet.sheet(
         f"{run.title}: training report", "\n".join(part for part in parts if part),
-        script=(ASSETS / "report.js").readtext(encoding="utf-8"),
+        script=(ASSETS / "report.js").read_text(encoding="utf-8"),
         footer="Made by maijax from the files of this run\u2019s folder.",
     )
 
