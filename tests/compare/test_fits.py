@@ -153,7 +153,7 @@ def test_the_same_points_give_the_same_intervals():
     ("sizes", "lengths", "seeds", "noise", "own"),
     [(3, 3, 0, 2e-3, 0.0), (4, 3, 0, 2e-3, 0.0), (4, 3, 3, 4e-3, 1e-3), (4, 1, 3, 2e-3, 1e-3)],
 )
-def test_a_run_ten_times_larger_falls_into_its_interval_as_often_as_said(sizes, lengths, seeds, noise, own):
+def test_a_larger_run_falls_into_its_interval_as_often_as_said(sizes, lengths, seeds, noise, own):
     """Of 95% and, since those may not be too wide either, of 50%; benchmarks/coverage.py counts more of them."""
     n, d = grid(sizes, lengths)
     place, trials, inside, within = (1e10, 2e11 if lengths > 1 else d[0]), 30, np.zeros(2), np.zeros(2)
