@@ -200,3 +200,10 @@ def test_a_real_compile_for_a_slice(tmp_path):
     assert memory["arguments"] >= memory["parameters"] + memory["optimizer"] + memory["batch"] - 4
     assert memory["peak"] > 0 and told["work"]["cycles"] > 0 and not told["work"]["unknown_loops"]
     assert {"fsdp", "tensor"} <= {axis for one in told["work"]["traffic"] for axis in one["axes"]}
+
+
+def test_a_search_asks_for_the_compiler_before_it_begins(compiler, monkeypatch, capsys):
+    monkeypatch.setattr(topology, "missing", lambda where: "no compiler; install it")
+    assert cli.main(["plan", "phi_125m", "--topology", "v5e:2x2", "--search"]) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and "no compiler; install it" in said.err
