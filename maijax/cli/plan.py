@@ -14,9 +14,10 @@ from maijax.cli import choose
 from maijax.cli.table import count, fit, paragraph, rows
 from maijax.config import Experiment
 from maijax.data import cachedir
-from maijax.errors import RunError
+from maijax.errors import RunError, UserError
 from maijax.hardware import GiB, Topology
 from maijax.plan import arithmetic, checks, compiling, links, search, work
+from maijax.plan import topology as topologies
 from maijax.plan.arithmetic import Estimate
 
 _COMPILED = 3  # of a search's best layouts
@@ -41,6 +42,8 @@ def plan(args: argparse.Namespace) -> int:
 
 def _search(experiment: Experiment, topology: Topology, *, as_json: bool) -> int:
     """Ranks layouts by arithmetic and compiles the best few, more if none fits; returns 0 if one of them does."""
+    if (lacking := topologies.missing(topology)) is not None:
+        raise UserError(lacking)
     found = search.search(experiment, topology, best=_MOST_COMPILED)
     if not as_json:
         print(f"{experiment.name} on {topology.title}: {found.tried:,} layouts tried; {found.too_large:,} need more "

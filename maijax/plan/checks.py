@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from maijax import rules
-from maijax.config import Experiment
+from maijax.config import MESH_AXES, Experiment
 from maijax.errors import UserError
 from maijax.hardware import Topology
 
 
 def problems(experiment: Experiment, topology: Topology) -> list[str]:
     """One line each, with the nearest sizes that would do; empty if the step can be laid out."""
+    found: list[str] = []
     try:
         mesh = experiment.mesh.shape(topology.devices)
-    except UserError as error:
-        return [str(error).removeprefix("mesh: ")]
-    found = rules.problems(experiment, mesh)
+    except UserError as error:  # the other rules still speak of the axes that have a size
+        found.append(str(error).removeprefix("mesh: "))
+        mesh = {axis: getattr(experiment.mesh, axis) or 1 for axis in MESH_AXES}
+    found += rules.problems(experiment, mesh)
     try:
         rules.across(mesh, topology.slices)
     except UserError as error:

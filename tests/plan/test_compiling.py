@@ -89,8 +89,10 @@ def test_a_worker_that_fails_is_one_line(monkeypatch, tmp_path):
 def test_every_obstacle_at_once():
     found = checks.problems(planned(data=1, fsdp=2, tensor=2), TPU)
     assert found == []
-    several = dataclasses.replace(planned(fsdp=3, tensor=3), mesh=MeshConfig(data=1, fsdp=3))
-    assert len(checks.problems(several, TPU)) == 1  # the devices do not divide: nothing else can be said
+    # What the written sizes do not divide is said even where they are not those of the machine.
+    found = checks.problems(planned(data=1, fsdp=3, tensor=3), TPU)
+    assert "multiply to 9 devices, there are 4" in found[0] and any("train.batch_size" in line for line in found[1:])
+    assert any("num_heads" in line for line in found[1:])
     bad = dataclasses.replace(planned(fsdp=64, tensor=8), train=dataclasses.replace(planned().train, batch_size=10))
     found = checks.problems(bad, registry.topology("v5p:8x8x8"))
     assert len(found) >= 3 and any("train.batch_size" in line for line in found)
@@ -200,3 +202,10 @@ def test_a_real_compile_for_a_slice(tmp_path):
     assert memory["arguments"] >= memory["parameters"] + memory["optimizer"] + memory["batch"] - 4
     assert memory["peak"] > 0 and told["work"]["cycles"] > 0 and not told["work"]["unknown_loops"]
     assert {"fsdp", "tensor"} <= {axis for one in told["work"]["traffic"] for axis in one["axes"]}
+
+
+def test_a_search_asks_for_the_compiler_before_it_begins(compiler, monkeypatch, capsys):
+    monkeypatch.setattr(topology, "missing", lambda where: "no compiler; install it")
+    assert cli.main(["plan", "phi_125m", "--topology", "v5e:2x2", "--search"]) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and "no compiler; install it" in said.err

@@ -26,8 +26,19 @@ CASES = {
         "phi_test", MeshConfig(data=2, fsdp=4), {"remat": "dots", "num_layers": 6, "layers": "scan"}
     ),
     "dense, one device": ("phi_test", MeshConfig(data=1), {}),
+    "dense, pipeline x fsdp, remat": (
+        "phi_test", MeshConfig(data=1, fsdp=4, stage=2, microbatches=2),
+        {"remat": "full", "num_layers": 4, "layers": "scan"},
+    ),
+    "dense, pipeline x data x fsdp, by layer, twice round": (
+        "phi_test", MeshConfig(data=2, fsdp=2, stage=2, microbatches=4, repeats=2, gather="layer"),
+        {"remat": "full", "num_layers": 8, "layers": "scan"},
+    ),
     "mixture, fsdp": ("mai_moe_3m", MeshConfig(data=1, fsdp=8), {}),
     "mixture, data x fsdp, remat": ("mai_moe_3m", MeshConfig(data=4, fsdp=2), {"remat": "full", "layers": "scan"}),
+    "mixture, pipeline x expert, remat": (
+        "mai_moe_3m", MeshConfig(data=1, fsdp=2, expert=2, stage=2), {"remat": "full", "layers": "scan"}
+    ),
 }
 
 
@@ -86,4 +97,4 @@ def test_bytes_of_a_step_that_runs(case, capsys):
     with capsys.disabled():
         print(f"\n  {case}: arguments {told['arguments']:,} exact; peak {told['peak']:,} by the compiler, "
               f"{model_peak:,.0f} by arithmetic ({error:+.0%})")
-    assert abs(error) < 0.4  # measured: -9% to +26%
+    assert abs(error) < 0.4  # measured: -24% to +26%
