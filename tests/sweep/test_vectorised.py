@@ -12,9 +12,8 @@ from maijax.data import pipeline
 from maijax.space import Sweep
 from maijax.sweep import groups, vectorised, worker
 from maijax.sweep.study import Study
-from maijax.train import environment, loop, rundir
+from maijax.train import loop, rundir
 from maijax.train.metrics import read
-from maijax.train.trainer import Trainer
 
 RECORD = {"name": "tiny", "provenance": {}, "totals": {}}
 
@@ -48,13 +47,6 @@ def alone(experiment, folder, cache) -> None:
         assert loop.run(experiment, folder, cache=cache, record=RECORD).finished
 
 
-@pytest.fixture
-def quick(monkeypatch):
-    """No stories and no measuring of the machine: they take longer than all the rest."""
-    monkeypatch.setattr(environment, "matmul_peak", lambda *_: 1e9)
-    monkeypatch.setattr(Trainer, "sample", lambda self, *_, count=1, **__: ["x"] * count)
-
-
 @pytest.mark.parametrize(("name", "vmap", "which"), [("muon", False, 0), ("adamw", True, 1)])
 def test_one_program_equals_separate_runs(corpus, cache, tmp_path, monkeypatch, quick, name, vmap, which):
     if vmap:  # what accelerators get
@@ -80,7 +72,7 @@ def test_one_program_equals_separate_runs(corpus, cache, tmp_path, monkeypatch, 
 
 
 def test_stopped_together_and_gone_on_alone_is_never_stopped(corpus, cache, tmp_path, monkeypatch, quick):
-    experiments = [overrides.apply(tiny(corpus), [f"optim.lr={lr}"]) for lr in (0.01, 0.02)]
+    experiments = [overrides.apply(tiny(corpus, eval_every=None), [f"optim.lr={lr}"]) for lr in (0.01, 0.02)]
     whole, halved = ([tmp_path / f"{name}-{i}" for i in range(2)] for name in ("whole", "halved"))
     vectorised.run(experiments, whole, cache=cache, records=[RECORD] * 2, watch=never)
     save, seen = vectorised._Chorus._save, []
@@ -132,7 +124,7 @@ def test_what_is_traced_and_what_is_not(corpus):
     assert groups.signature(overrides.apply(base, ["mesh.tensor=2"])) is None
 
 
-def test_a_worker_makes_complete_runs_of_what_can_run(corpus, tmp_path, monkeypatch):
+def test_a_worker_makes_complete_runs_of_what_can_run(corpus, tmp_path, monkeypatch, quick):
     """Where the context is 8 the prompt does not fit, which is found only when the text is open: those fail, alone."""
     space = {"model.context": "8,64", "optim.lr": "1e-3,1e-2"}
     study = Study.create(tmp_path / "s", Sweep(name="s", base=tiny(corpus, seq_len=8), space=space), {})

@@ -8,15 +8,13 @@ from sweep_parts import tiny
 from maijax.space import Sweep
 from maijax.sweep import worker
 from maijax.sweep.study import Study, newest
-from maijax.train import environment, programs
+from maijax.train import programs
 from maijax.train.trainer import Trainer
 
 
-def test_a_stop_at_start_up_or_in_the_last_evaluation_is_heard(corpus, tmp_path, monkeypatch):
+def test_a_stop_at_start_up_or_in_the_last_evaluation_is_heard(corpus, tmp_path, monkeypatch, quick):
     one = jax.devices()[:1]
     monkeypatch.setattr(jax, "devices", lambda *_: one)
-    monkeypatch.setattr(environment, "matmul_peak", lambda *_: 1e9)
-    monkeypatch.setattr(Trainer, "sample", lambda self, *_, count=1, **__: ["x"] * count)
     sweep = Sweep(name="s", base=tiny(corpus, steps=3, eval_every=None), space={"optim.lr": "1e-3,1e-2"})
     folder = Study.create(tmp_path / "s", sweep, {}).folder
 
