@@ -33,8 +33,8 @@ def nap(study: Study, claims: list[Claim], together: int) -> tuple[int, dict]:
                     out.write(f"{os.getpid()}\n")
                 done += 1
             if done == STEPS:
-                note(study, f"done {claim.trial.number} {os.getpid()}")
                 claim.release(Result(state="done", step=done, bits_per_byte=1.0 + claim.trial.number))
+                note(study, f"done {claim.trial.number} {os.getpid()}")
             else:
                 claim.release(None)
     return together, {}
