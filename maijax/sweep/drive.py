@@ -22,7 +22,7 @@ def drive(study: Study, launcher: Launcher) -> bool:
 
     Any number of drivers may do this for one study at once.
     """
-    failures, moved, delay = 0, None, 0.0
+    failures, moved, delay, refused = 0, None, 0.0, ""
     with Interrupt() as interrupt, Progress(total=study.count, what="trial") as bar:
         while True:
             trials = study.trials()
@@ -34,21 +34,25 @@ def drive(study: Study, launcher: Launcher) -> bool:
             moved = now
             if failed:
                 code, line = failed[-1]
-                if code == 2:
-                    _stop(launcher)
-                    raise UserError(line.removeprefix("maijax: "))
-                bar.note(f"maijax: a worker ended with code {code}: {line}")
-                delay = time.monotonic() + min(30.0, 2.0**failures)
-                if failures >= MOST_FAILURES:
-                    raise RunError(f"{failures} workers in a row ended before a trial moved; the last said: {line}")
+                if code == 2 and not study.trained():
+                    refused = line  # it could begin none that was free; another may be at one that can be trained
+                else:
+                    bar.note(f"maijax: a worker ended with code {code}: {line}")
+                    delay = time.monotonic() + min(30.0, 2.0**failures)
+                    if failures >= MOST_FAILURES:
+                        raise RunError(f"{failures} workers in a row ended before a trial moved; the last said: {line}")
             if interrupt.asked is not None:
                 _stop(launcher)
                 return len([t for t in study.trials() if t.result is not None]) == study.count
             alive = launcher.alive()
             if len(ended) == study.count and not alive:
                 return True
+            if refused and study.trained():
+                refused = ""
+            if refused and not alive:
+                raise UserError(refused.removeprefix("maijax: "))
             free = study.count - len(ended) - len(study.held()) if alive < launcher.workers else 0
-            if free > 0 and time.monotonic() >= delay:
+            if free > 0 and not refused and time.monotonic() >= delay:
                 launcher.start()
             time.sleep(EVERY)
 

@@ -64,7 +64,9 @@ class Local:
         self._places: dict[int, subprocess.Popen] = {}
 
     def start(self) -> None:
-        place = next(i for i in range(self.workers) if i not in self._places)
+        place = next((i for i in range(self.workers) if i not in self._places), None)
+        if place is None:
+            return  # one has just died, and `ended` has not told yet
         logs = self.folder / "workers"
         logs.mkdir(exist_ok=True)
         cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
@@ -102,7 +104,8 @@ class Local:
 def _device(place: int, workers: int) -> dict[str, str]:
     """The environment that gives a worker its GPUs: its share, or a share of one."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    here = named.split(",") if named else [path[len("/dev/nvidia"):] for path in sorted(glob.glob("/dev/nvidia[0-9]*"))]
+    found = [path[len("/dev/nvidia"):] for path in sorted(glob.glob("/dev/nvidia[0-9]*"))]
+    here = found if named is None else [one for one in named.split(",") if one]  # none of them may be meant
     if not here or workers == 1:
         return {}
     if len(here) >= workers:

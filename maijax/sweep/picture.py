@@ -17,6 +17,7 @@ from maijax.train.report import ASSETS
 
 FILE = "report.html"
 COLOURS = ("#2563c9", "#d9730d", "#1f8a5b", "#a23ba8", "#b42b3a", "#5d6b7a")
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'"
 STYLE = """
 .dots { fill: none; stroke-width: 8; stroke-linecap: round; } .dots:hover { stroke-width: 12; }
 .line { fill: none; stroke-width: 1.25; opacity: .5; }
@@ -54,7 +55,7 @@ def render(study: Study) -> str:
     style = (ASSETS / "report.css").read_text(encoding="utf-8")
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(study.folder.name)}: sweep</title>\n<style>\n{style}{STYLE}</style>\n</head>\n"
         "<body>\n<main>\n"
@@ -157,8 +158,8 @@ def _table(study: Study, trials: Sequence[Trial]) -> str:
         link = f'<a href="trial-{trial.number:04}/report.html">{trial.number}</a>'
         cells = [*(escape(trial.point[path]) for path in study.sweep.space), _figure(r.bits_per_byte), _figure(r.loss),
                  f"{r.step:,}"]
-        why = f" ({escape(r.why)})" if r.why else ""
-        rows += f"<tr><td>{link}</td><td>{r.state}{why}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>\n"
+        said = f"{r.state} ({r.why})" if r.why else r.state
+        rows += f"<tr><td>{link}</td><td>{escape(said)}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>\n"
     return f'<div class="table"><table><thead><tr>{head}</tr></thead><tbody>\n{rows}</tbody></table></div>'
 
 

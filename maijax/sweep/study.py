@@ -6,7 +6,8 @@
         .claim                             locked by the worker that runs it, for as long as that lives
         result.json                        what came of it, written once: such a trial is never run again
 
-A kernel's flock ends with its holder however that ends, on one machine and over NFS, so nothing has to time out.
+A kernel's flock ends with its process however that ends, so nothing has to time out. Over a network the lock of a
+host that loses power or network stays until the file server gives it up, see docs/sweep.md.
 Optuna's own journal was no choice: after a line torn by a kill it fails (tried, 5.0.0), and sees no worker die.
 """
 
@@ -16,7 +17,8 @@ import contextlib
 import dataclasses
 import fcntl
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
@@ -29,6 +31,7 @@ from maijax.train import metrics, rundir
 
 FILE = "sweep.json"
 MOST_DEATHS = 3  # of a trial's workers, one after the other, without a new checkpoint
+MOST_MISFITS = 100  # trials of other shapes looked at for one claim, while all other workers wait
 Ended = Literal["done", "pruned", "failed"]
 
 
@@ -79,6 +82,7 @@ class Study:
         self.folder, self.sweep, self.provenance = folder, sweep, provenance
         self.count = sweep.count
         self._known: dict[int, Trial] = {}  # those that ended: they stay as they are
+        self._curves: dict[int, Curve] = {}  # theirs
 
     @classmethod
     def create(cls, folder: Path, sweep: Sweep, provenance: dict[str, str]) -> Study:
@@ -113,11 +117,11 @@ class Study:
         return self.folder / f"trial-{number:04}"
 
     def trials(self) -> list[Trial]:
-        """All that were begun, by number."""
+        """All that were begun, by number; another driver that asks for more trials has its own beyond `count`."""
         found = []
-        for file in sorted(self.folder.glob("trial-*/trial.json")):
-            number = int(file.parent.name.partition("-")[2])
-            if number not in self._known:
+        for file in self.folder.glob("trial-*/trial.json"):
+            match = re.fullmatch(r"trial-(\d{4}|[1-9]\d{4,})", file.parent.name)
+            if match is not None and (number := int(match[1])) < self.count and number not in self._known:
                 trial = self._trial(number)
                 if trial is not None and trial.result is not None:
                     self._known[number] = trial
@@ -133,16 +137,27 @@ class Study:
         result = _json(folder / "result.json")
         return Trial(**held, result=None if result is None else Result(**result))
 
+    def trained(self) -> bool:
+        """Whether any trial has come as far as a step."""
+        return any(trial.step or (trial.result is not None and trial.result.step) for trial in self.trials())
+
     def curve(self, number: int) -> Curve:
         """What a trial's evaluations during training have measured."""
+        if number in self._curves:
+            return self._curves[number]
+        ended = number in self._known  # before it is read
         lines = metrics.read(self.where(number))
-        return {line["step"]: line["bits_per_byte"] for line in lines
-                if line["kind"] == "eval" and not line.get("final") and line.get("bits_per_byte") is not None}
+        found = {line["step"]: line["bits_per_byte"] for line in lines
+                 if line["kind"] == "eval" and not line.get("final") and line.get("bits_per_byte") is not None}
+        if ended:
+            self._curves[number] = found
+        return found
 
-    def claim(self, most: int, workers: int = 1) -> list[Claim]:
+    def claim(self, most: int, workers: int = 1, but: Collection[int] = ()) -> list[Claim]:
         """Trials to run now, in one program: at most so many, and a fair share of what is left; empty if none is free.
 
-        Those of dead workers come first, since numbers rise. A trial whose workers died twice runs alone.
+        Those of dead workers come first, since numbers rise. A trial whose workers died twice runs alone. `but`:
+        numbers to leave out.
         """
         with self.locked():
             begun = {trial.number: trial for trial in self.trials()}
@@ -151,12 +166,12 @@ class Study:
             if self.sweep.sampler == "tpe":  # which learns from what came before
                 most = max(1, min(most, self.count // 8))
             taken: list[Claim] = []
-            shape: str | None = None
+            shape, misfits = None, 0
             for number in range(self.count):
-                if len(taken) == most:
+                if len(taken) == most or misfits == MOST_MISFITS:
                     break
                 trial = begun.get(number)
-                if trial is not None and trial.result is not None:
+                if number in but or (trial is not None and trial.result is not None):
                     continue
                 claim = self._take(number, trial, [*begun.values(), *(c.trial for c in taken)])
                 if claim is None:
@@ -165,6 +180,7 @@ class Study:
                 alone = own is None or claim.trial.deaths > 1
                 if taken and (alone or own != shape):
                     claim.lock.close()
+                    misfits += 1
                     continue
                 _write(claim.folder, claim.trial)
                 taken.append(claim)
@@ -186,8 +202,10 @@ class Study:
         step = newest(folder)
         if trial is None:
             trial = Trial(number=number, point=self._point(number, others), deaths=0, step=0, running=True, result=None)
-        elif trial.running:  # and yet nobody held it: its worker was killed
-            trial = dataclasses.replace(trial, deaths=0 if step > trial.step else trial.deaths + 1)
+        else:
+            # It runs, and yet nobody held it: its worker was killed. Else it was given back, or its result removed.
+            died = trial.running and step <= trial.step
+            trial = dataclasses.replace(trial, deaths=trial.deaths + 1 if died else 0)
         trial = dataclasses.replace(trial, step=step, running=True)
         claim = Claim(trial=trial, folder=folder, lock=lock)
         why = ""
@@ -234,7 +252,8 @@ def check(folder: Path, sweep: Sweep) -> None:
         raise UserError(f"{folder} is a run, not a sweep; give --name another")
     if not (folder / FILE).exists():
         return
-    there, here = (_identity(s) for s in (_read(folder)[0], sweep))
+    held = _read(folder)[0]
+    there, here = (_identity(s) for s in (held, sweep))
     changed = [
         f"{path} was {there.get(path, '-')}, is {here.get(path, '-')}"
         for path in sorted(there.keys() | here.keys())
@@ -245,6 +264,11 @@ def check(folder: Path, sweep: Sweep) -> None:
         raise UserError(
             f"sweep folder {folder} holds another sweep: {'; '.join(changed[:4])}{more}; "
             "give --name another, or remove the folder"
+        )
+    if sweep.count < held.count:
+        raise UserError(
+            f"sweep folder {folder} has {held.count} trials, {sweep.count} are fewer; "
+            f"give --trials {held.count} or more"
         )
 
 

@@ -28,20 +28,26 @@ TIED = "MAIJAX_SWEEP_TIED"  # set: standard input is a pipe whose other end is t
 def work(folder: str, workers: int, together: int) -> int:
     """Runs trials of the sweep in a folder until none is free; returns 0, or 75 if it was asked to stop.
 
-    Asked by SIGTERM, Ctrl-C, or SIGUSR2, which Slurm sends before a job's time is up.
+    Asked by SIGTERM, Ctrl-C, or SIGUSR2, which Slurm sends before a job's time is up. Raises UserError if no trial
+    that is free can begin, and none ever did: it is not their values then.
     """
     with Interrupt() as asked:
         signal.signal(signal.SIGUSR2, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
         if os.environ.get(TIED):
             threading.Thread(target=_leave_with_the_driver, daemon=True).start()
         study = Study.load(Path(folder).absolute())
+        refused: dict[int, UserError] = {}
         while asked.asked is None:
-            claims = study.claim(together, workers)
-            if not claims:
+            claims = study.claim(together, workers, but=refused)
+            if claims:
+                together, more = run_claimed(study, claims, together)
+                refused |= more
+            elif not refused:
                 return 0
-            together, stopped = run_claimed(study, claims, together)
-            if stopped:
-                break
+            elif not study.trained():
+                raise list(refused.values())[-1]
+            else:
+                refused = {}  # others can be trained, so each of these has itself to blame: it fails now
         return STOPPED
 
 
@@ -52,8 +58,8 @@ def _leave_with_the_driver() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def run_claimed(study: Study, claims: list[Claim], together: int) -> tuple[int, bool]:
-    """Runs claimed trials; (how many to take from now on, whether it was asked to stop)."""
+def run_claimed(study: Study, claims: list[Claim], together: int) -> tuple[int, dict[int, UserError]]:
+    """Runs claimed trials; (how many to take from now on, why some cannot begin while no trial ever did)."""
     from maijax.data import cachedir
     from maijax.train import memory, programs
 
@@ -63,7 +69,6 @@ def run_claimed(study: Study, claims: list[Claim], together: int) -> tuple[int, 
     import jax
 
     from maijax.sweep import vectorised
-    from maijax.train import loop
 
     experiments = [study.sweep.experiment(claim.trial.point) for claim in claims]
     records = [_record(study, claim, e) for claim, e in zip(claims, experiments, strict=True)]
@@ -90,22 +95,19 @@ def run_claimed(study: Study, claims: list[Claim], together: int) -> tuple[int, 
             for claim in claims:
                 claim.release(None)
             print(f"maijax: {len(claims)} trials do not fit into memory together", file=sys.stderr, flush=True)
-            return max(1, len(claims) // 2), False
+            return max(1, len(claims) // 2), {}
         outcomes = [RunError(str(error).splitlines()[0])]
     except UserError as error:
-        if len(claims) > 1:  # of one of them, or of all: each tells for itself
-            for claim in claims:
-                claim.release(None)
-            return 1, False
-        if not any(trial.result and trial.result.state == "done" for trial in study.trials()):
-            claims[0].release(None)
-            raise  # no trial has ever worked: it is not this one's values, the driver stops
-        outcomes = [error]
+        outcomes = [error] * len(claims)
     jax.clear_caches()  # programs of other shapes are not needed again, and they add up
+    trained, refused = study.trained(), {}
     for claim, outcome in zip(claims, outcomes, strict=True):
-        claim.release(_result(study, claim, outcome))
-    stopped = any(isinstance(o, loop.Outcome) and not o.finished for o in outcomes)
-    return together, stopped
+        if isinstance(outcome, UserError) and not trained:
+            refused[claim.trial.number] = outcome
+            claim.release(None)
+        else:
+            claim.release(_result(study, claim, outcome))
+    return together, refused
 
 
 def _alone(experiment: Experiment, claim: Claim, cache: Path, record: dict[str, Any], watch: Any) -> Any:

@@ -7,9 +7,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from maijax.train import environment, metrics
+from maijax.train.trainer import Trainer
+
 sys.path.insert(0, str(Path(__file__).parent))
 
 WORDS = "the a king queen tin soldier mermaid sea stood sang danced went home on one leg and said never".split()
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """No stories, no TensorBoard and no measuring of the machine: they take longer than all the rest."""
+    monkeypatch.setattr(environment, "matmul_peak", lambda *_: 1e9)
+    monkeypatch.setattr(metrics, "_open_board", lambda *_: None)
+    monkeypatch.setattr(Trainer, "sample", lambda self, *_, count=1, **__: ["x"] * count)
 
 
 @pytest.fixture(scope="session")

@@ -20,8 +20,8 @@ def note(study: Study, text: str) -> None:
         log.write(text + "\n")
 
 
-def nap(study: Study, claims: list[Claim], together: int) -> tuple[int, bool]:
-    """Each step of a trial is a line in its folder, which is where it goes on."""
+def nap(study: Study, claims: list[Claim], together: int) -> tuple[int, dict]:
+    """Each step of a trial is a line in its folder, which is where it goes on; interrupted as a run is."""
     with Interrupt() as interrupt:
         for claim in claims:
             note(study, f"begin {claim.trial.number} {os.getpid()}")
@@ -33,11 +33,11 @@ def nap(study: Study, claims: list[Claim], together: int) -> tuple[int, bool]:
                     out.write(f"{os.getpid()}\n")
                 done += 1
             if done == STEPS:
-                note(study, f"done {claim.trial.number} {os.getpid()}")
                 claim.release(Result(state="done", step=done, bits_per_byte=1.0 + claim.trial.number))
+                note(study, f"done {claim.trial.number} {os.getpid()}")
             else:
                 claim.release(None)
-    return together, interrupt.asked is not None
+    return together, {}
 
 
 class Local(launch.Local):

@@ -137,6 +137,29 @@ def test_bad_launchers(text, part, tmp_path):
         launch.make(text, tmp_path, workers=1, together=1)
 
 
+def test_a_worker_that_has_just_died_is_told_of_before_the_next(tmp_path):
+    launcher = launch.Local(tmp_path, 1, 1, {})
+    launcher.words = (sys.executable, "-c", "")
+    launcher.start()
+    while launcher.alive():
+        time.sleep(0.01)
+    launcher.start()
+    assert launcher.ended() == [(0, "")]
+
+
+@pytest.mark.parametrize(("named", "found"), [
+    (None, [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]),
+    ("3,5,7", [{"CUDA_VISIBLE_DEVICES": "3,7"}, {"CUDA_VISIBLE_DEVICES": "5"}]),
+    ("", [{}, {}]),  # all are hidden on purpose
+])
+def test_each_worker_has_its_share_of_the_gpus(named, found, monkeypatch):
+    monkeypatch.setattr(launch.glob, "glob", lambda _: ["/dev/nvidia1", "/dev/nvidia0"])
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if named is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    assert [launch._device(place, 2) for place in range(2)] == found
+
+
 @pytest.mark.parametrize(("package", "text"), [("submitit", "slurm"), ("ray", "ray")])
 def test_a_missing_package_names_the_extra(package, text, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)

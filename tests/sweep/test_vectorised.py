@@ -8,12 +8,12 @@ import pytest
 from sweep_parts import tiny
 
 from maijax import overrides
+from maijax.data import pipeline
 from maijax.space import Sweep
 from maijax.sweep import groups, vectorised, worker
 from maijax.sweep.study import Study
-from maijax.train import environment, loop, rundir
+from maijax.train import loop, rundir
 from maijax.train.metrics import read
-from maijax.train.trainer import Trainer
 
 RECORD = {"name": "tiny", "provenance": {}, "totals": {}}
 
@@ -47,13 +47,6 @@ def alone(experiment, folder, cache) -> None:
         assert loop.run(experiment, folder, cache=cache, record=RECORD).finished
 
 
-@pytest.fixture
-def quick(monkeypatch):
-    """No stories and no measuring of the machine: they take longer than all the rest."""
-    monkeypatch.setattr(environment, "matmul_peak", lambda *_: 1e9)
-    monkeypatch.setattr(Trainer, "sample", lambda self, *_, count=1, **__: ["x"] * count)
-
-
 @pytest.mark.parametrize(("name", "vmap", "which"), [("muon", False, 0), ("adamw", True, 1)])
 def test_one_program_equals_separate_runs(corpus, cache, tmp_path, monkeypatch, quick, name, vmap, which):
     if vmap:  # what accelerators get
@@ -79,7 +72,7 @@ def test_one_program_equals_separate_runs(corpus, cache, tmp_path, monkeypatch, 
 
 
 def test_stopped_together_and_gone_on_alone_is_never_stopped(corpus, cache, tmp_path, monkeypatch, quick):
-    experiments = [overrides.apply(tiny(corpus), [f"optim.lr={lr}"]) for lr in (0.01, 0.02)]
+    experiments = [overrides.apply(tiny(corpus, eval_every=None), [f"optim.lr={lr}"]) for lr in (0.01, 0.02)]
     whole, halved = ([tmp_path / f"{name}-{i}" for i in range(2)] for name in ("whole", "halved"))
     vectorised.run(experiments, whole, cache=cache, records=[RECORD] * 2, watch=never)
     save, seen = vectorised._Chorus._save, []
@@ -101,16 +94,23 @@ def test_stopped_together_and_gone_on_alone_is_never_stopped(corpus, cache, tmp_
         assert [line["token_hash"] for line in logged(a)] == [line["token_hash"] for line in logged(b)]
 
 
-def test_losers_leave_the_program(corpus, cache, tmp_path, quick):
-    experiments = [overrides.apply(tiny(corpus), [f"optim.lr={lr}"]) for lr in (0.01, 0.02, 0.04, 0.08)]
+def test_losers_leave_the_program(corpus, cache, tmp_path, monkeypatch, quick):
+    """Between two log lines too: the last trial, equal to the first, tells the same, and nothing of its neighbours."""
+    base = tiny(corpus, log_every=3)
+    experiments = [overrides.apply(base, [f"optim.lr={lr}"]) for lr in (0.01, 0.02, 0.04, 0.01)]
     folders = [tmp_path / str(i) for i in range(4)]
+    batches, opened = pipeline.batches, []
+    monkeypatch.setattr(pipeline, "batches", lambda *args, **rest: opened.append(args) or batches(*args, **rest))
 
     def lost(which: int, step: int, figure: float) -> bool:
         return which in (1, 2) and step == 2 * which
 
     found = vectorised.run(experiments, folders, cache=cache, records=[RECORD] * 4, watch=lost)
     assert found[1] is None and found[2] is None and found[0].finished and found[3].finished
-    assert [len(losses(f)) for f in folders] == [6, 2, 4, 6]
+    assert [len(losses(f)) for f in folders] == [2, 0, 1, 2]
+    for key in ("loss", "grad_norm", "skipped", "skipped_in_row"):
+        assert [line[key] for line in logged(folders[0])] == [line[key] for line in logged(folders[3])]
+    assert len(opened) == 1  # one seed is read once
 
 
 def test_what_is_traced_and_what_is_not(corpus):
@@ -124,11 +124,18 @@ def test_what_is_traced_and_what_is_not(corpus):
     assert groups.signature(overrides.apply(base, ["mesh.tensor=2"])) is None
 
 
-def test_a_worker_makes_complete_runs(corpus, tmp_path):
-    sweep = Sweep(name="s", base=tiny(corpus), space={"optim.lr": "1e-3,1e-2"})
-    study = Study.create(tmp_path / "s", sweep, {})
+def test_a_worker_makes_complete_runs_of_what_can_run(corpus, tmp_path, monkeypatch, quick):
+    """Where the context is 8 the prompt does not fit, which is found only when the text is open: those fail, alone."""
+    space = {"model.context": "8,64", "optim.lr": "1e-3,1e-2"}
+    study = Study.create(tmp_path / "s", Sweep(name="s", base=tiny(corpus, seq_len=8), space=space), {})
+    run, shared = vectorised.run, []
+    monkeypatch.setattr(vectorised, "run", lambda given, *a, **k: shared.append(len(given)) or run(given, *a, **k))
     assert worker.work(str(tmp_path / "s"), 1, 16) == 0
-    for trial in study.trials():
+    assert shared == [2, 2, 2]  # refused, trained, and now known to have themselves to blame
+    trials = study.trials()
+    assert [t.result.state for t in trials] == ["failed", "failed", "done", "done"]
+    assert all("train.prompt" in t.result.why for t in trials[:2])
+    for trial in trials[2:]:
         folder = study.where(trial.number)
         assert trial.result.state == "done" and trial.result.step == 6 and trial.result.seconds > 0
         assert rundir.load(folder).optim.lr == float(trial.point["optim.lr"])

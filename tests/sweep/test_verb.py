@@ -100,6 +100,7 @@ def test_the_table_and_the_page(corpus, tmp_path, capsys):
     assert open_tags.count("figure") == 3 and "&lt;not&gt;" in text and "<not>" not in text
     assert text.count('class="dots"') == 18 * 3 and "log axis" in text
     assert "http" not in text.replace("http-equiv", "")  # needs nothing else
+    assert "base-uri 'none'" in text
     told = verb._plainly(study, trials, True)
     assert json.loads(json.dumps(told))["best"] == 4 and len(told["trials"]) == 20
     assert drive.said(trials) == "best 3.0500 bits per byte (trial 4)  1 pruned  1 failed"

@@ -1,0 +1,38 @@
+"""A worker that is asked to stop does so, whenever it is asked."""
+
+import signal
+
+import jax
+from sweep_parts import tiny
+
+from maijax.space import Sweep
+from maijax.sweep import worker
+from maijax.sweep.study import Study, newest
+from maijax.train import programs
+from maijax.train.trainer import Trainer
+
+
+def test_a_stop_at_start_up_or_in_the_last_evaluation_is_heard(corpus, tmp_path, monkeypatch, quick):
+    one = jax.devices()[:1]
+    monkeypatch.setattr(jax, "devices", lambda *_: one)
+    sweep = Sweep(name="s", base=tiny(corpus, steps=3, eval_every=None), space={"optim.lr": "1e-3,1e-2"})
+    folder = Study.create(tmp_path / "s", sweep, {}).folder
+
+    def then_asked(method):
+        def wrapped(*args):
+            found = method(*args)
+            signal.raise_signal(signal.SIGTERM)
+            return found
+        return wrapped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(programs, "keep", then_asked(programs.keep))
+        assert worker.work(str(folder), 1, 1) == worker.STOPPED
+    [trial] = Study.load(folder).trials()
+    assert trial.result is None and not trial.running and newest(folder / "trial-0000") == 1
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "finish", then_asked(Trainer.finish))
+        assert worker.work(str(folder), 1, 1) == worker.STOPPED
+    [trial] = Study.load(folder).trials()  # the next was not begun
+    assert trial.result is not None and trial.result.state == "done" and not trial.running
