@@ -194,6 +194,8 @@ def split(given: Iterable[str]) -> tuple[list[str], dict[str, str]]:
 
 def parse(path: str, text: str) -> Dimension:
     """A range or several values for a field; raises UserError that names path, value and fix."""
+    if not isinstance(text, str):
+        raise UserError(f'{path}={text!r}: a space is text, as --set has it: "0.001,0.01" or "log:1e-4..1e-1:7"')
     field = kind(path)
     if field is None:
         raise plain.no_field(path)

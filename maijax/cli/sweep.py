@@ -108,7 +108,8 @@ def foretell(asked: Sweep, folder: Path, args: argparse.Namespace) -> int:
     """Says what a sweep would do, and writes nothing."""
     check(folder, asked)
     ended = [t for t in Study.load(folder).trials() if t.result is not None] if (folder / "sweep.json").exists() else []
-    print(f"{asked.name}: {asked.count} trials of {asked.base.name}, {asked.sampler}, in {folder}")
+    of = f" of {asked.base.name}" if asked.base.name else ""  # a registered sweep's base has no name of its own
+    print(f"{asked.name}: {asked.count} trials{of}, {asked.sampler}, in {folder}")
     for path, one in asked.dimensions.items():
         print(f"  {path}: {_described(one)}")
     if asked.sampler != "tpe":

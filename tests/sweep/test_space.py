@@ -122,3 +122,8 @@ def test_a_registered_sweep_is_found(clean_registry, monkeypatch):
     assert registry.sweep("my_sweep").name == "my_sweep" and registry.sweep("my_sweep").count == 2
     with pytest.raises(UserError, match="is a sweep, not an experiment"):
         registry.get("my_sweep")
+
+
+def test_a_registered_space_of_numbers_is_told_how_it_is_written():
+    with pytest.raises(UserError, match=r'optim.lr=\[0.001\]: a space is text'):
+        space.parse("optim.lr", [0.001])  # pyright: ignore[reportArgumentType]
