@@ -38,8 +38,8 @@ def compare(args: argparse.Namespace) -> int:
         if topology:
             raise UserError("--ladder reads runs; a --topology is for experiments: leave one out")
         return _ladders(args)
-    experiments, measured = _sides(args.names, args.runs_dir)
-    compared = static.compare(experiments, topology)
+    experiments, origins, measured = _sides(args.names, args.runs_dir)
+    compared = static.compare(experiments, topology, origins=origins)
     path = _write(args.html, compared=compared, measured=measured)
     if args.json:
         print(json.dumps(plainly(compared, measured), indent=1))
@@ -52,15 +52,18 @@ def compare(args: argparse.Namespace) -> int:
     return 0
 
 
-def _sides(names: Sequence[str], runs_dir: str) -> tuple[list[Experiment], Measured | None]:
-    """The experiments that the names mean, and what the runs among them measured.
+def _sides(
+    names: Sequence[str], runs_dir: str
+) -> tuple[list[Experiment], list[dict[str, str] | None], Measured | None]:
+    """The experiments that the names mean, the recorded origins of runs' values, and what the runs measured.
 
     A name that is an experiment's and a run's means the experiment if all the others are experiments, else the run.
     """
     registered = set(registry.names())
     if all(name in registered for name in names):
-        return [registry.get(name) for name in names], None
+        return [registry.get(name) for name in names], [None] * len(names), None
     from maijax.compare import measured, runs
+    from maijax.train import rundir
 
     found: list[Experiment] = []
     ran: list[str] = []
@@ -72,11 +75,13 @@ def _sides(names: Sequence[str], runs_dir: str) -> tuple[list[Experiment], Measu
         else:
             _unknown(name, runs_dir)
     sides = runs.gather(runs_dir, ran)
+    origins: list[dict[str, str] | None] = [None] * len(found)
+    origins += [rundir.provenance(side.runs[0].folder) for side in sides]
     found += [dataclasses.replace(side.experiment, name=side.name) for side in sides]
     if len(found) < 2:
         raise UserError(f"{' and '.join(names)} are seeds of one experiment, {len(sides[0].runs)} in all: name "
                         "another to compare them with")
-    return found, measured.measure(sides) if sides else None
+    return found, origins, measured.measure(sides) if sides else None
 
 
 def _unknown(name: str, runs_dir: str) -> None:
@@ -131,7 +136,7 @@ def _print_static(compared: Comparison) -> None:
         tables = {group.title: [(f"  {line.what}", *line.cells()[part], line.note) for line in group.lines]
                   for group in compared.groups}
         every = [head, *(row for table in tables.values() for row in table)]
-        widths = fit(every, most=(27, *[_CELL] * len(names[part])))
+        widths = fit(every, most=(28, *[_CELL] * len(names[part])))
         rows([head] if not first else [("",) * len(head), head], widths=widths)
         for title, table in tables.items():
             print(f"\n{title}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from maijax import overrides, plain, provenance, scaling, words
@@ -62,9 +62,17 @@ class Comparison:
     step_seconds: tuple[float | None, ...] = ()  # planned, if a topology was given
 
 
-def compare(experiments: Sequence[Experiment], topology: Topology | None = None) -> Comparison:
-    """Side by side; with a topology, what each would take on it by the planner's arithmetic."""
-    groups = [_size(experiments), _budget(experiments), _laws(experiments), _dials(experiments)]
+def compare(
+    experiments: Sequence[Experiment], topology: Topology | None = None, *,
+    origins: Sequence[Mapping[str, str] | None] | None = None,
+) -> Comparison:
+    """Side by side; with a topology, what each would take on it by the planner's arithmetic.
+
+    `origins` are those that runs recorded of their values; None for an experiment, whose own are found.
+    """
+    written = [found or provenance.explain(one) for one, found in
+               zip(experiments, origins or [None] * len(experiments), strict=True)]
+    groups = [_size(experiments), _budget(experiments), _laws(experiments), _dials(experiments, written)]
     steps: tuple[float | None, ...] = ()
     if topology is not None:
         plans = [planned(one, topology) for one in experiments]
@@ -157,10 +165,9 @@ def _laws(experiments: Sequence[Experiment]) -> Group:
     ))
 
 
-def _dials(experiments: Sequence[Experiment]) -> Group:
+def _dials(experiments: Sequence[Experiment], origins: Sequence[Mapping[str, str]]) -> Group:
     """The hyperparameters, and what moves each: a rule with its source, or where its value was written."""
     flat = [plain.flatten(one) for one in experiments]
-    origins = [provenance.explain(one) for one in experiments]
     ruled = [path for one in experiments for path, _ in one.rules if any(path in values for values in flat)]
     lines = []
     for path in [one for one in dict.fromkeys([*_DIALS, *ruled]) if any(one in values for values in flat)]:

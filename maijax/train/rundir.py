@@ -151,6 +151,15 @@ def load(folder: Path) -> Experiment:
         raise UserError(f"{file}: cannot be read as an experiment ({error}); restore it, or start anew") from None
 
 
+def provenance(folder: Path) -> dict[str, str]:
+    """Where each value of a run came from, as was written when it began; empty if that cannot be read."""
+    try:
+        found = plain.parse_json((folder / "experiment.json").read_text())["provenance"]
+        return {path: origin for path, origin in found.items() if isinstance(origin, str)}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
 def write_json(file: Path, value: Any) -> None:
     """Writes the whole file or nothing."""
     part = file.with_name(f".{file.name}.{os.getpid()}")

@@ -166,3 +166,13 @@ def test_a_real_run(real_run):
     found = measured.measure([side])
     assert found.metric == "loss" and found.ends[0].runs == 1
     assert any("measured on all held-out text" in caution for caution in found.cautions)
+
+
+def test_what_moved_a_value_is_what_the_run_recorded(tmp_path, capsys):
+    for name, lr in (("a", 0.01), ("b", 0.02)):
+        make_run(tmp_path / name, experiment(lr=lr), {50: 3.0, 100: 2.5})
+        file = tmp_path / name / "experiment.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"provenance": {"optim.lr": f"sweep {name}"}}))
+    assert cli.main(["compare", "a", "b", "--runs-dir", str(tmp_path)]) == 0
+    [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  optim.lr ")]
+    assert line.split()[3:] == ["sweep", "a;", "sweep", "b"]
