@@ -96,12 +96,16 @@ def sweep_entry(name: str) -> Entry | None:
 
 
 def sweep(name: str) -> Sweep:
-    """The sweep of this name, made anew. Raises UserError if it cannot be made."""
+    """The sweep of this name, made anew. Raises UserError if it cannot be made, or has no space that can be read."""
     discover()
     found = _sweeps[name]
     made = _make(found)
     if not isinstance(made, Sweep):
-        raise UserError(f"{found.file}:{found.line}: {name} must return a Sweep, not {type(made).__name__}")
+        raise UserError(f"{_where(found)} must return a Sweep, not {type(made).__name__}")
+    try:
+        _ = made.dimensions  # parsed, as all that use it will
+    except UserError as error:
+        raise UserError(f"{_where(found)}: {error}") from None
     return dataclasses.replace(made, name=name)
 
 
@@ -120,25 +124,27 @@ def entry(name: str) -> Entry:
 def get(name: str) -> Experiment:
     """The experiment of this name, made anew. Raises UserError if there is none."""
     found = entry(name)
-    where = f"{found.file}:{found.line}: {name}"
     made = _make(found)
     if not isinstance(made, Experiment):
-        raise UserError(f"{where} must return an Experiment, not {type(made).__name__}")
+        raise UserError(f"{_where(found)} must return an Experiment, not {type(made).__name__}")
     try:
         plain.from_plain(plain.to_plain(made))  # values of the types that their fields declare
     except UserError as error:
-        raise UserError(f"{where}: {error}") from None
+        raise UserError(f"{_where(found)}: {error}") from None
     return dataclasses.replace(made, name=name)  # a variant of another experiment need not name itself
 
 
 def _make(found: Entry) -> Experiment | Sweep:
     try:
         return found.make()
-    except UserError:
-        raise
+    except UserError as error:
+        raise UserError(f"{_where(found)}: {error}") from None
     except Exception as error:
-        where = f"{found.file}:{found.line}: {found.name}"
-        raise UserError(f"{where} cannot be made: {type(error).__name__}: {error}") from error
+        raise UserError(f"{_where(found)} cannot be made: {type(error).__name__}: {error}") from error
+
+
+def _where(found: Entry) -> str:
+    return f"{found.file}:{found.line}: {found.name}"
 
 
 def mesh(name: str) -> MeshConfig:

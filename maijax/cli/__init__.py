@@ -92,9 +92,14 @@ class _Parser(argparse.ArgumentParser):
     """Tells what is wrong in one line, with the way out."""
 
     def error(self, message: str) -> NoReturn:
-        if "unrecognized arguments" in message:
-            message += "; values are set with --set PATH=VALUE"
         raise UserError(f"{message} (see {self.prog} --help)")
+
+    def parse_known_args(self, args=None, namespace=None):  # pyright: ignore[reportIncompatibleMethodOverride]
+        """As ever, but what a verb does not know it tells itself, since its own help lists what it does."""
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}; values are set with --set PATH=VALUE")
+        return found, unknown
 
 
 def parser() -> argparse.ArgumentParser:

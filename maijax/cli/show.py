@@ -7,7 +7,9 @@ import dataclasses
 import fnmatch
 import json
 import os
-from typing import Any
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from maijax import laws, overrides, plain, provenance, registry, scaling
 from maijax.cli import choose
@@ -16,24 +18,32 @@ from maijax.compare.meaning import MEANINGS, Difference, differences
 from maijax.config import Experiment
 from maijax.errors import UserError
 
+T = TypeVar("T")
+
 
 def list_(args: argparse.Namespace) -> int:
+    """Returns 0, or 2 if something registered cannot be made: it is named on stderr, and the others are listed."""
     if args.module:
         registry.load_module(args.module)
     pattern = args.pattern or "*"
     wanted = pattern if set(pattern) & set("*?[") else f"*{pattern}*"
     names = [name for name in registry.names() if fnmatch.fnmatch(name, wanted)]
-    sweeps = {name: registry.sweep(name) for name in registry.sweep_names() if fnmatch.fnmatch(name, wanted)}
-    if not names and not sweeps:
+    sweep_names = [name for name in registry.sweep_names() if fnmatch.fnmatch(name, wanted)]
+    if not names and not sweep_names:
         known = ", ".join([*registry.names(), *registry.sweep_names()])
         raise UserError(f"no experiment matches {pattern!r}; there are {known}")
-    found = sorted(((name, registry.get(name)) for name in names), key=lambda pair: _totals(pair[1])["parameters"])
+    experiments, faults = _made(names, registry.get)
+    sweeps, more = _made(sweep_names, registry.sweep)
+    for fault in (*faults, *more):
+        print("maijax:", " ".join(fault.split()), file=sys.stderr)
+    code = 2 if faults or more else 0
+    found = sorted(experiments.items(), key=lambda pair: _totals(pair[1])["parameters"])
     if args.json:
         lines = [{"name": n, "question": _question(n)} | _totals(e) for n, e in found]
         lines += [{"name": n, "question": _question(n), "trials": s.count, "base": s.base.name} | _totals(s.base)
                   for n, s in sweeps.items()]
         print(json.dumps(lines, indent=1))
-        return 0
+        return code
     table = [("name", "parameters (active)", "tokens", "question")]
     for name, experiment in found:
         totals = _totals(experiment)
@@ -42,9 +52,20 @@ def list_(args: argparse.Namespace) -> int:
         table.append((name, size_text, count(totals["tokens"]), _question(name)))
     for name, sweep in sweeps.items():
         tokens = count(sweep.count * _totals(sweep.base)["tokens"])
-        table.append((name, f"sweep, {sweep.count} trials", tokens, _question(name)))
+        table.append((name, f"sweep, {sweep.count} trial{'' if sweep.count == 1 else 's'}", tokens, _question(name)))
     rows(table, widths=fit(table, most=(24, 19, 6)))
-    return 0
+    return code
+
+
+def _made(names: list[str], make: Callable[[str], T]) -> tuple[dict[str, T], list[str]]:
+    """(what can be made, what is wrong with the others)."""
+    found, faults = {}, []
+    for name in names:
+        try:
+            found[name] = make(name)
+        except UserError as error:
+            faults.append(str(error))
+    return found, faults
 
 
 def show(args: argparse.Namespace) -> int:

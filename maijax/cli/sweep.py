@@ -10,14 +10,16 @@ from typing import Any
 
 from maijax import overrides, provenance, registry, space
 from maijax.cli import run
-from maijax.cli.table import WIDTH, rows
+from maijax.cli.table import WIDTH, paragraph, rows
 from maijax.errors import UserError
 from maijax.space import Choice, Range, Sweep
-from maijax.sweep import drive, groups, launch, picture, suggest
-from maijax.sweep.study import Study, Trial, check
+from maijax.sweep import drive, groups, launch, picture, seeds, suggest
+from maijax.sweep.groups import SEED
+from maijax.sweep.study import Study, Trial, check, newest
 from maijax.train import rundir
 
-SHOWN = 40  # trials in the table
+SHOWN = 40  # lines of a table
+LEAST = 12  # columns for what is said of a trial
 
 
 def sweep(args: argparse.Namespace) -> int:
@@ -39,7 +41,8 @@ def sweep(args: argparse.Namespace) -> int:
         tell(study, trials, page)
         if not finished:
             ended = sum(trial.result is not None for trial in trials)
-            print(f"stopped with {ended} of {study.count} trials ended, the others saved; the same command goes on")
+            print(f"stopped with {ended} of {_many(study.count, 'trial')} ended, the others saved; "
+                  "the same command goes on")
     if not finished:
         return run.STOPPED
     return 0 if drive.best(trials) is not None else 1
@@ -107,20 +110,31 @@ def default_name(asked: Sweep, args: argparse.Namespace) -> str:
 def foretell(asked: Sweep, folder: Path, args: argparse.Namespace) -> int:
     """Says what a sweep would do, and writes nothing."""
     check(folder, asked)
-    ended = [t for t in Study.load(folder).trials() if t.result is not None] if (folder / "sweep.json").exists() else []
     of = f" of {asked.base.name}" if asked.base.name else ""  # a registered sweep's base has no name of its own
-    print(f"{asked.name}: {asked.count} trials{of}, {asked.sampler}, in {folder}")
+    print(f"{asked.name}: {_many(asked.count, 'trial')}{of}, {asked.sampler}, in {folder}")
     for path, one in asked.dimensions.items():
-        print(f"  {path}: {_described(one)}")
+        paragraph(f"{path}: {_described(one)}")
     if asked.sampler != "tpe":
         experiments = [asked.experiment(asked.point(i)) for i in range(asked.count)]
         tokens = sum(e.tokens for e in experiments)
         shapes = [groups.signature(e) for e in experiments]
-        alone = shapes.count(None)
-        print(f"  {tokens:,} tokens in all; {len(set(shapes) - {None}) + alone} different programs, at most "
-              f"{args.together} trials in one at a time")
-    print(f"would {'go on' if ended else 'start'}: {len(ended)} of {asked.count} have ended; nothing was written")
+        programs = len(set(shapes) - {None}) + shapes.count(None)
+        paragraph(f"{tokens:,} tokens in all; {_many(programs, 'different program')}, at most "
+                  f"{_many(args.together, 'trial')} in one at a time")
+    study = Study(folder, asked, {})
+    begun = study.trials()
+    if not begun:
+        print(f"would start {_many(asked.count, 'trial')}; nothing was written")
+        return 0
+    ended = sum(trial.result is not None for trial in begun)
+    saved = sum(trial.result is None and newest(study.where(trial.number)) > 0 for trial in begun)
+    print(f"would go on: {ended} of {_many(asked.count, 'trial')} ended, {saved} to go on from a checkpoint, "
+          f"{asked.count - ended - saved} to start; nothing was written")
     return 0
+
+
+def _many(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _described(one: Range | Choice) -> str:
@@ -132,24 +146,47 @@ def _described(one: Range | Choice) -> str:
 
 
 def tell(study: Study, trials: list[Trial], page: Path) -> None:
-    """Prints the trials, the best first."""
+    """Prints the trials, the best first, and where there are several seeds their means."""
     best = picture.ranked(trials)
     paths = list(study.sweep.space)
-    leaves = [path.rpartition(".")[2] for path in paths]
-    names = [leaf if leaves.count(leaf) == 1 else path for leaf, path in zip(leaves, paths, strict=True)]
-    table = [["trial", *names, "bits/byte", "loss", "step", ""]]
+    table = []
     for trial in best[:SHOWN]:
         r = trial.result
         assert r is not None
         figures = ["" if v is None else f"{v:.4f}" for v in (r.bits_per_byte, r.loss)]
         state = "" if r.state == "done" else f"{r.state}{': ' + r.why if r.why else ''}"
         table.append([str(trial.number), *(trial.point[path] for path in paths), *figures, f"{r.step:,}", state])
-    widths = [min(max(map(len, column)), 24) for column in zip(*(row[:-1] for row in table), strict=True)]
-    rows(table, widths=[*widths, max(8, WIDTH - sum(widths) - 2 * len(widths))])
-    if len(best) > SHOWN:
-        print(f"and {len(best) - SHOWN} more")
+    _print(["trial", *_leaves(paths), "bits/byte", "loss", "step", ""], table, len(best))
+    found = seeds.settings(trials) if SEED in paths else []
+    if seeds.repeated(found):
+        rest = [path for path in paths if path != SEED]
+        table = [
+            [*(one.point[path] for path in rest), f"{one.mean:.4f}",
+             "" if one.deviation is None else f"{one.deviation:.4f}", str(len(one.trials)),
+             f"{one.lost} more did not finish" if one.lost else ""]
+            for one in found[:SHOWN]
+        ]
+        print("\nmean over seeds, and the standard deviation of a single trial")
+        _print([*_leaves(rest), "bits/byte", "deviation", "seeds", ""], table, len(found))
     if page.exists():
         print(f"\npicture: {page}")
+
+
+def _leaves(paths: list[str]) -> list[str]:
+    """The last word of each path, where that is enough to tell them apart."""
+    leaves = [path.rpartition(".")[2] for path in paths]
+    return [leaf if leaves.count(leaf) == 1 else path for leaf, path in zip(leaves, paths, strict=True)]
+
+
+def _print(head: list[str], table: list[list[str]], count: int) -> None:
+    """A table under its head, of `count` lines if it were whole; the last column takes what is left of the line."""
+    longest = [max(map(len, column)) for column in zip(*(row[:-1] for row in (head, *table)), strict=True)]
+    most = 24
+    while sum(widths := [min(long, most) for long in longest]) + 2 * len(widths) > WIDTH - LEAST:
+        most -= 1
+    rows([head, *table], widths=[*widths, WIDTH - sum(widths) - 2 * len(widths)])
+    if count > len(table):
+        print(f"and {count - len(table)} more")
 
 
 def _plainly(study: Study, trials: list[Trial], finished: bool) -> dict[str, Any]:
@@ -161,5 +198,10 @@ def _plainly(study: Study, trials: list[Trial], finished: bool) -> dict[str, Any
             {"trial": t.number, "run": str(study.where(t.number)), "values": t.point}
             | (dataclasses.asdict(t.result) if t.result is not None else {"state": "stopped"})
             for t in trials
+        ],
+        "settings": [
+            {"values": one.point, "mean": one.mean, "standard_deviation": one.deviation, "seeds": len(one.trials),
+             "not_finished": one.lost, "trials": [t.number for t in one.trials]}
+            for one in (seeds.settings(trials) if SEED in study.sweep.space else [])
         ],
     }

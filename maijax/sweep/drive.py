@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Sequence
 
 from maijax.errors import RunError, UserError
 from maijax.sweep.launch import Launcher
 from maijax.sweep.study import Study, Trial
+from maijax.train import metrics
 from maijax.train.interrupt import Interrupt
 from maijax.train.progress import Progress
 
 EVERY = 0.3  # seconds between two looks
+QUIET = 30.0  # seconds between two lines of progress, where there is no terminal and no trial ends
+LOOK = 10.0  # seconds between two looks at how far the trials are
 MOST_FAILURES = 4  # of workers in a row, in which no trial has moved
 
 
@@ -22,20 +26,24 @@ def drive(study: Study, launcher: Launcher) -> bool:
 
     Any number of drivers may do this for one study at once.
     """
-    failures, moved, delay, refused = 0, None, 0.0, ""
-    with Interrupt() as interrupt, Progress(total=study.count, what="trial") as bar:
+    failures, moved, delay, refused, then = 0, None, 0.0, "", None
+    looked, running = -LOOK, ""
+    with Interrupt() as interrupt, Progress(total=study.count, every=QUIET, what="trial") as bar:
         while True:
             trials = study.trials()
             ended = [trial for trial in trials if trial.result is not None]
-            bar.count(len(ended), said(trials))
-            now = [(t.number, t.step, t.deaths, t.result is not None) for t in trials]
+            if time.monotonic() - looked >= LOOK:
+                looked, running = time.monotonic(), at_work(study, trials)
+            bar.count(len(ended), "  ".join(filter(None, (running, said(trials)))))
+            now = _moment(trials)
             failed = [(code, line) for code, line in launcher.ended() if code not in (0, 75)]
             failures = len(failed) if now != moved else failures + len(failed)
             moved = now
             if failed:
                 code, line = failed[-1]
-                if code == 2 and not study.trained():
-                    refused = line  # it could begin none that was free; another may be at one that can be trained
+                if code == 2 and (failures > 1 or not study.trained()):
+                    # It could begin none that was free; another may be at one that can be trained.
+                    refused, then = line, now
                 else:
                     bar.note(f"maijax: a worker ended with code {code}: {line}")
                     delay = time.monotonic() + min(30.0, 2.0**failures)
@@ -47,7 +55,7 @@ def drive(study: Study, launcher: Launcher) -> bool:
             alive = launcher.alive()
             if len(ended) == study.count and not alive:
                 return True
-            if refused and study.trained():
+            if refused and study.trained() and _moment(study.trials()) != then:
                 refused = ""
             if refused and not alive:
                 raise UserError(refused.removeprefix("maijax: "))
@@ -55,6 +63,21 @@ def drive(study: Study, launcher: Launcher) -> bool:
             if free > 0 and not refused and time.monotonic() >= delay:
                 launcher.start()
             time.sleep(EVERY)
+
+
+def _moment(trials: Sequence[Trial]) -> list[tuple[int, int, int, bool]]:
+    """Where the trials stand; it changes when one moves."""
+    return [(t.number, t.step, t.deaths, t.result is not None) for t in trials]
+
+
+def at_work(study: Study, trials: Sequence[Trial]) -> str:
+    """How many trials are run at this moment, and how much of their steps they have made on average."""
+    held, shares = study.held(), []
+    for trial in trials:
+        if trial.number in held:
+            steps = [line["step"] for line in metrics.read(study.where(trial.number)) if line["kind"] == "train"]
+            shares.append(max(steps, default=0) / study.sweep.experiment(trial.point).train.steps)
+    return f"{len(shares)} running, at {statistics.fmean(shares):.0%}" if shares else ""
 
 
 def said(trials: Sequence[Trial]) -> str:

@@ -130,7 +130,7 @@ class Slurm:
         try:
             import submitit
         except ImportError:
-            raise UserError("--launcher slurm needs submitit: pip install 'maijax[slurm]'") from None
+            raise UserError('--launcher slurm needs submitit: pip install -e ".[slurm]"') from None
         self.folder, self.workers, self.together = folder, workers, together
         known = {"timeout_min", "mem_gb", "cpus_per_task", "gpus_per_node", "nodes", "name", "stderr_to_stdout"}
         options = {k if k in known or k.startswith("slurm_") else f"slurm_{k}": v for k, v in options.items()}
@@ -147,7 +147,7 @@ class Slurm:
 
     def start(self) -> None:
         try:
-            job = self._executor.submit(worker.work, str(self.folder), self.workers, self.together)
+            job = self._executor.submit(worker.told, str(self.folder), self.workers, self.together)
         except Exception as error:  # submitit has one class per way that sbatch fails
             raise RunError(f"Slurm refused the job: {' '.join(str(error).split())}") from None
         self._jobs[job.job_id] = job
@@ -172,8 +172,8 @@ class Slurm:
         for number in [n for n in self._jobs if n not in self._queued]:
             job = self._jobs.pop(number)
             try:
-                found.append((int(job.result()), ""))
-            except Exception:  # it died, or raised
+                found.append(job.result())
+            except Exception:  # it died
                 found.append((1, _last_line(Path(job.paths.stderr))))
         return found
 
@@ -190,13 +190,13 @@ class Ray:
         try:
             import ray  # pyright: ignore[reportMissingImports]
         except ImportError:
-            raise UserError("--launcher ray needs Ray: pip install 'maijax[ray]'") from None
+            raise UserError('--launcher ray needs Ray: pip install -e ".[ray]"') from None
         self.folder, self.workers, self.together = folder, workers, together
         self._ray: Any = ray
         if not ray.is_initialized():
             ray.init(logging_level=logging.ERROR, log_to_driver=False, include_dashboard=False)
         try:
-            self._task: Any = ray.remote(max_calls=1, max_retries=0, **options)(worker.work)
+            self._task: Any = ray.remote(max_calls=1, max_retries=0, **options)(worker.told)
         except (ValueError, TypeError) as error:
             raise UserError(f"--launcher ray: {' '.join(str(error).split())}") from None
         self._running: list[Any] = []
@@ -214,7 +214,7 @@ class Ray:
         found = []
         for one in ready:
             try:
-                found.append((int(self._ray.get(one)), ""))
+                found.append(self._ray.get(one))
             except Exception as error:
                 found.append((1, str(error).strip().splitlines()[-1]))
         return found

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 
 from maijax.errors import RunError
 from maijax.space import Dimension, Range
+from maijax.sweep import seeds
 from maijax.sweep.drive import best
+from maijax.sweep.groups import SEED
+from maijax.sweep.seeds import Setting
 from maijax.sweep.study import Study, Trial
+from maijax.train import sheet
 from maijax.train.chart import SIDE, number, ruler
-from maijax.train.report import ASSETS
+from maijax.train.sheet import text as escape
 
 FILE = "report.html"
 COLOURS = ("#2563c9", "#d9730d", "#1f8a5b", "#a23ba8", "#b42b3a", "#5d6b7a")
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'"
 STYLE = """
 .dots { fill: none; stroke-width: 8; stroke-linecap: round; } .dots:hover { stroke-width: 12; }
-.line { fill: none; stroke-width: 1.25; opacity: .5; }
+.line { fill: none; stroke-width: 1.25; opacity: .5; } .bar { fill: none; stroke-width: 2; opacity: .6; }
 .ring { fill: none; stroke-width: 17; stroke-linecap: round; opacity: .25; }
 .keys span::before { border-color: var(--key) !important; } td a { color: inherit; }
 """
@@ -29,10 +30,8 @@ STYLE = """
 def write(study: Study) -> Path:
     """Draws the page from the trials that have a figure; returns its path. The old one is replaced whole."""
     file = study.folder / FILE
-    part = file.with_name(f".{FILE}.{os.getpid()}")
     try:
-        part.write_text(render(study), encoding="utf-8")
-        part.replace(file)
+        sheet.write(file, render(study))
     except OSError as error:
         raise RunError(f"{file}: cannot be written ({error.strerror})") from None
     return file
@@ -41,29 +40,37 @@ def write(study: Study) -> Path:
 def render(study: Study) -> str:
     """The page."""
     trials = [t for t in study.trials() if t.result is not None]
-    measured = [t for t in trials if t.result is not None and t.result.state == "done"]
-    dimensions = study.sweep.dimensions
+    # Seeds are not an axis of their own unless nothing else is.
+    over = SEED if len(study.sweep.space) > 1 else ""
+    dimensions = {path: one for path, one in study.sweep.dimensions.items() if path != over}
+    found = seeds.settings(trials, over)
     colour = _colour(dimensions)
-    charts = "\n".join(
-        _chart(path, one, measured, colour if colour != path else None) for path, one in dimensions.items()
-    )
+    charts = "\n".join(_chart(path, one, found, colour if colour != path else None) for path, one in dimensions.items())
+    finished = sum(len(one.trials) for one in found)
+    lead = f"{study.count} trial{'' if study.count == 1 else 's'}, {finished} finished."
     top = best(trials)
-    lead = f"{study.count} trials, {len(measured)} finished."
     if top is not None and top.result is not None:
-        told = ", ".join(f"{path} = {text}" for path, text in top.point.items())
-        lead += f" Best: trial {top.number}, {top.result.bits_per_byte:.4f} bits per byte, at {told}."
-    style = (ASSETS / "report.css").read_text(encoding="utf-8")
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(study.folder.name)}: sweep</title>\n<style>\n{style}{STYLE}</style>\n</head>\n"
-        "<body>\n<main>\n"
+        lead += f" Best: trial {top.number}, {top.result.bits_per_byte:.4f} bits per byte, at {_told(top.point)}."
+    under = ""
+    if seeds.repeated(found):
+        lead += f" Best mean over seeds: {_amount(found[0])}, at {_told(found[0].point)}."
+        under = "<p>A dot is the mean over seeds, its bar one standard deviation to either side.</p>\n"
+    body = (
         f'<h1>{escape(study.folder.name)}</h1>\n<p class="lead">{escape(lead)}</p>\n'
-        f'<h2>Held-out bits per byte</h2>\n<div class="charts">\n{charts}\n</div>\n'
-        f"<h2>Trials</h2>\n{_table(study, trials)}\n"
-        "<footer>Made by maijax from this sweep&#8217;s run folders.</footer>\n</main>\n</body>\n</html>\n"
+        f'<h2>Held-out bits per byte</h2>\n{under}<div class="charts">\n{charts}\n</div>\n'
+        f"<h2>Trials</h2>\n{_table(study, trials)}"
     )
+    footer = "Made by maijax from this sweep\u2019s run folders."
+    return sheet.sheet(f"{study.folder.name}: sweep", body, style=STYLE, footer=footer)
+
+
+def _told(point: dict[str, str]) -> str:
+    return ", ".join(f"{path} = {text}" for path, text in point.items())
+
+
+def _amount(one: Setting) -> str:
+    """3.8060 ± 0.0120."""
+    return f"{one.mean:.4f}" + ("" if one.deviation is None else f" \u00b1 {one.deviation:.4f}")
 
 
 def _colour(dimensions: dict[str, Dimension]) -> str | None:
@@ -73,13 +80,11 @@ def _colour(dimensions: dict[str, Dimension]) -> str | None:
     return min(few)[1] if few and len(dimensions) > 1 else None
 
 
-def _chart(path: str, dimension: Dimension, trials: Sequence[Trial], colour: str | None) -> str:
-    """One figure: every finished trial is a dot."""
-    figures = {t.number: t.result.bits_per_byte for t in trials if t.result and t.result.bits_per_byte is not None}
-    shown = [t for t in trials if t.number in figures]
+def _chart(path: str, dimension: Dimension, shown: Sequence[Setting], colour: str | None) -> str:
+    """One figure: a dot for each setting, the best first among them, with a bar where it was run at several seeds."""
     if not shown:
         return ""
-    texts = sorted({t.point[path] for t in shown}, key=_sortable)
+    texts = sorted({one.point[path] for one in shown}, key=_sortable)
     numeric = all(_number(text) is not None for text in texts)
     log = numeric and (dimension.log if isinstance(dimension, Range) else _spread(texts))
 
@@ -93,44 +98,50 @@ def _chart(path: str, dimension: Dimension, trials: Sequence[Trial], colour: str
     left, right = min(xs), max(xs)
     if left == right:
         left, right = left - 0.5, right + 0.5
-    values = sorted(figures.values())
+    values = sorted(f for one in shown for f in map(seeds.figure, one.trials) if f is not None)
     # What diverged would flatten the rest: it leaves the frame at the top.
     high = min(values[-1], values[0] + 4 * max(values[len(values) // 2] - values[0], 1e-3))
     marks = ruler(values[0], max(high, values[0] + 1e-6))
     low, high = marks[0], marks[-1]
 
-    def place(trial: Trial) -> str:
-        x = 0.03 + 0.94 * (across(trial.point[path]) - left) / (right - left)
-        y = 1 - min(1.0, (figures[trial.number] - low) / (high - low))
-        return f"{SIDE * x:.1f} {SIDE * y:.1f}"
+    def x(one: Setting) -> str:
+        return f"{SIDE * (0.03 + 0.94 * (across(one.point[path]) - left) / (right - left)):.1f}"
 
-    top = min(shown, key=lambda t: figures[t.number])
-    body = "".join(f'<path class="grid" d="M0 {SIDE * (1 - (m - low) / (high - low)):.1f}H{SIDE}"/>' for m in marks)
-    body += f'<path class="ring" stroke="{COLOURS[0]}" d="M{place(top)}h0"/>'
-    groups: dict[str, list[Trial]] = {}
-    for trial in sorted(shown, key=lambda t: across(t.point[path])):
-        groups.setdefault(trial.point[colour] if colour else "", []).append(trial)
+    def y(value: float) -> str:
+        return f"{SIDE * (1 - min(1.0, max(0.0, (value - low) / (high - low)))):.1f}"
+
+    def place(one: Setting) -> str:
+        return f"{x(one)} {y(one.mean)}"
+
+    body = "".join(f'<path class="grid" d="M0 {y(m)}H{SIDE}"/>' for m in marks)
+    body += f'<path class="ring" stroke="{COLOURS[0]}" d="M{place(shown[0])}h0"/>'
+    groups: dict[str, list[Setting]] = {}
+    for one in sorted(shown, key=lambda one: across(one.point[path])):
+        groups.setdefault(one.point[colour] if colour else "", []).append(one)
     keys = ""
     for i, (name, members) in enumerate(sorted(groups.items(), key=lambda pair: _sortable(pair[0]))):
         stroke = COLOURS[i % len(COLOURS)]
-        if numeric and len({t.point[path] for t in members}) == len(members) > 1:
+        if numeric and len({one.point[path] for one in members}) == len(members) > 1:
             line = "L".join(map(place, members))
             body += f'<path class="line" stroke="{stroke}" d="M{line}"/>'
-        for trial in members:
-            told = ", ".join(f"{p} = {v}" for p, v in trial.point.items())
+        for one in members:
+            if one.deviation is not None:
+                ends = f"M{x(one)} {y(one.mean - one.deviation)}V{y(one.mean + one.deviation)}"
+                body += f'<path class="bar" stroke="{stroke}" d="{ends}"/>'
+            numbers = ", ".join(str(trial.number) for trial in one.trials)
+            told = f"trial{'' if len(one.trials) == 1 else 's'} {numbers}: {_amount(one)}, {_told(one.point)}"
             body += (
-                f'<path class="dots" stroke="{stroke}" d="M{place(trial)}h0">'
-                f"<title>trial {trial.number}: {figures[trial.number]:.4f}, {escape(told)}</title></path>"
+                f'<path class="dots" stroke="{stroke}" d="M{place(one)}h0"><title>{escape(told)}</title></path>'
             )
         keys += f'<span style="--key:{stroke}">{escape(name)}</span>' if colour else ""
     heights = {m: 100 * (1 - (m - low) / (high - low)) for m in marks}
     labels = "".join(
-        f'<span class="axis y" style="top:{y:.2f}%">{escape(number(m, marks))}</span>' for m, y in heights.items()
+        f'<span class="axis y" style="top:{top:.2f}%">{escape(number(m, marks))}</span>' for m, top in heights.items()
     )
     for text in _labelled(texts, numeric):
-        x = 3 + 94 * (across(text) - left) / (right - left)
-        labels += f'<span class="axis x" style="left:{x:.2f}%">{escape(text)}</span>'
-    said = f"{path}: best {figures[top.number]:.4f} bits per byte at {top.point[path]}"
+        at = 3 + 94 * (across(text) - left) / (right - left)
+        labels += f'<span class="axis x" style="left:{at:.2f}%">{escape(text)}</span>'
+    said = f"{path}: best {shown[0].mean:.4f} bits per byte at {shown[0].point[path]}"
     beside = f'<p class="keys">{escape(colour)}: {keys}</p>' if colour else ""
     return (
         f'<figure class="chart"><header><h3>{escape(path)}</h3>'

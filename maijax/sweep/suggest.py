@@ -40,7 +40,7 @@ def load() -> Any:
     try:
         import optuna
     except ImportError:
-        raise UserError("sampler=tpe needs Optuna: pip install 'maijax[sweep]', or take grid or random") from None
+        raise UserError('sampler=tpe needs Optuna: pip install -e ".[sweep]", or take grid or random') from None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     import warnings
 

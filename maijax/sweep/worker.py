@@ -29,7 +29,7 @@ def work(folder: str, workers: int, together: int) -> int:
     """Runs trials of the sweep in a folder until none is free; returns 0, or 75 if it was asked to stop.
 
     Asked by SIGTERM, Ctrl-C, or SIGUSR2, which Slurm sends before a job's time is up. Raises UserError if no trial
-    that is free can begin, and none ever did: it is not their values then.
+    that is free can begin, and none ever did: it is not their values then; or if this machine lacks what all need.
     """
     with Interrupt() as asked:
         signal.signal(signal.SIGUSR2, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
@@ -40,7 +40,12 @@ def work(folder: str, workers: int, together: int) -> int:
         while asked.asked is None:
             claims = study.claim(together, workers, but=refused)
             if claims:
-                together, more = run_claimed(study, claims, together)
+                try:
+                    together, more = run_claimed(study, claims, together)
+                except UserError:  # of the cache folder, say, in which the trials have no part
+                    for claim in claims:
+                        claim.release(None)
+                    raise
                 refused |= more
             elif not refused:
                 return 0
@@ -158,13 +163,20 @@ def _record(study: Study, claim: Claim, experiment: Experiment) -> dict[str, Any
     }
 
 
-def main(words: list[str]) -> int:
+def told(folder: str, workers: int, together: int) -> tuple[int, str]:
+    """As `work`, with the line of what went wrong: (exit code, line), where 2 is for what a person can mend."""
     try:
-        folder, workers, together = words
-        return work(folder, int(workers), int(together))
+        return work(folder, workers, together), ""
     except (UserError, RunError) as error:
-        print("maijax:", " ".join(str(error).split()), file=sys.stderr)
-        return 2 if isinstance(error, UserError) else 1
+        return 2 if isinstance(error, UserError) else 1, " ".join(str(error).split())
+
+
+def main(words: list[str]) -> int:
+    folder, workers, together = words
+    code, line = told(folder, int(workers), int(together))
+    if line:
+        print("maijax:", line, file=sys.stderr)
+    return code
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ class Progress:
         self._last_line = -float("inf")
         self._text = ""
         self._pending = False
+        self._done = 0  # by `count`
 
     def __enter__(self) -> Progress:
         if self._terminal:
@@ -80,14 +81,18 @@ class Progress:
             self._line()
 
     def count(self, done: int, text: str, *, total: int | None = None) -> None:
-        """So many are done, and a few words; `total` where it was not known at the start."""
+        """So many are done, and a few words; `total` where it was not known at the start.
+
+        Where there is no terminal, a line at once if there are more than before.
+        """
         self._total = self._total if total is None else total
         told = f"{self._what} {done}/{self._total}  {text}".rstrip()
         if self._bar is not None:
             self._bar.update(self._task, completed=done, total=self._total, numbers=text)
         elif told != self._text:
             self._text, self._pending = told, True
-        if self._pending and time.monotonic() - self._last_line >= self._every:
+        more, self._done = done > self._done, done
+        if self._pending and (more or time.monotonic() - self._last_line >= self._every):
             self._line()
 
     def doing(self, text: str) -> None:

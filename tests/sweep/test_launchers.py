@@ -120,6 +120,20 @@ def test_slurm(corpus, tmp_path, slurm):
     assert sum(name.isdecimal() for name in jobs) >= 2  # by their numbers
 
 
+def unreadable(words: list[str], tmp_path, **env: str) -> None:
+    """A person's mistake ends the sweep in its one line: nobody died of it, and nothing is tried again."""
+    driver = process(*words, "--set", "data.sources=nowhere.txt", **env, PYTHONPATH=f"{ROOT}:{tmp_path}")
+    _, err = driver.communicate(timeout=240)
+    assert driver.returncode == 2 and "nowhere.txt" in err.splitlines()[-1], err
+    assert "ended with code" not in err and "Traceback" not in err
+    [folder] = (tmp_path / "runs").iterdir()
+    assert all(t.result is None and not t.running and t.deaths == 0 for t in Study.load(folder).trials())
+
+
+def test_slurm_with_data_that_cannot_be_read(corpus, tmp_path, slurm):
+    unreadable(command(corpus, tmp_path, "slurm:timeout_min=10,cpus_per_task=1"), tmp_path, **slurm)
+
+
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs Ray")
 def test_ray(corpus, tmp_path):
     words = command(corpus, tmp_path, "ray:num_cpus=1")
@@ -127,6 +141,11 @@ def test_ray(corpus, tmp_path):
     out, err = driver.communicate(timeout=240)
     assert driver.returncode == 0, err
     four_trials(out, tmp_path)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs Ray")
+def test_ray_with_data_that_cannot_be_read(corpus, tmp_path):
+    unreadable(command(corpus, tmp_path, "ray:num_cpus=1"), tmp_path)
 
 
 @pytest.mark.parametrize(("text", "part"), [
@@ -163,7 +182,7 @@ def test_each_worker_has_its_share_of_the_gpus(named, found, monkeypatch):
 @pytest.mark.parametrize(("package", "text"), [("submitit", "slurm"), ("ray", "ray")])
 def test_a_missing_package_names_the_extra(package, text, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(UserError, match=rf"maijax\[{text}\]"):
+    with pytest.raises(UserError, match=rf'pip install -e "\.\[{text}\]"'):
         launch.make(text, tmp_path, workers=1, together=1)
 
 

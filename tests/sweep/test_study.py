@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import itertools
+import json
 import os
 import shutil
 import signal
@@ -15,7 +16,7 @@ from sweep_parts import process, tiny
 
 from maijax.errors import UserError
 from maijax.space import Sweep
-from maijax.sweep import drive, groups
+from maijax.sweep import drive, groups, launch
 from maijax.sweep import study as studies
 from maijax.sweep.study import Result, Study
 from maijax.train import metrics
@@ -218,6 +219,55 @@ def test_a_worker_that_can_begin_nothing_waits_for_the_others(corpus, tmp_path, 
 
     assert drive.drive(study, Launcher())
     assert [t.result.state for t in study.trials()] == ["done", "failed"]
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_what_a_person_can_mend_ends_the_sweep_though_trials_ended_before(corpus, tmp_path, monkeypatch, before):
+    """As when the cache folder has gone since the sweep was stopped."""
+    study = make(tmp_path / "s", corpus, space={"optim.lr": "1,2"})
+    if before:
+        study.claim(1)[0].release(Result(state="done", step=6, bits_per_byte=2.0))
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MAIJAX_CACHE", str(tmp_path / "file"))
+    begun = time.monotonic()
+    with pytest.raises(UserError, match="^cache folder .*set MAIJAX_CACHE"):
+        drive.drive(study, launch.Local(study.folder, 1, 1, {}))
+    assert time.monotonic() - begun < 60 and not study.held()
+
+
+def test_progress_says_what_runs(corpus, tmp_path, capsys, monkeypatch):
+    """A line when a trial ends, and now and then one of how far the others are."""
+    monkeypatch.setattr(drive, "EVERY", 0)
+    monkeypatch.setattr(drive, "LOOK", 0)
+    monkeypatch.setattr(drive, "QUIET", 0.2)
+    study = make(tmp_path / "s", corpus, space={"optim.lr": "1,2"})
+    claims = study.claim(2)
+
+    class Launcher:
+        workers, looks = 1, 0
+
+        def start(self):
+            """Nothing is left to do."""
+
+        def alive(self):
+            return len(claims)
+
+        def ended(self):
+            self.looks += 1
+            if self.looks in (2, 3):
+                with open(claims[0].folder / metrics.FILE, "a") as log:
+                    log.write(json.dumps({"step": 3 * (self.looks - 1), "kind": "train"}) + "\n")
+            if self.looks > 3:
+                claims.pop(0).release(Result(state="done", step=6, bits_per_byte=2.0))
+            time.sleep(0.3 if self.looks == 2 else 0)
+            return []
+
+    assert drive.drive(study, Launcher())
+    assert capsys.readouterr().err.splitlines() == [
+        "trial 0/2  2 running, at 0%", "trial 0/2  2 running, at 25%",
+        "trial 1/2  1 running, at 0%  best 2.0000 bits per byte (trial 0)",
+        "trial 2/2  best 2.0000 bits per byte (trial 0)",
+    ]
 
 
 def test_another_sweep_in_the_folder_is_refused_with_the_difference(corpus, tmp_path):

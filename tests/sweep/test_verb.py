@@ -3,6 +3,7 @@
 import json
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 from sweep_parts import tiny
 
@@ -11,7 +12,10 @@ from maijax.cli import sweep as verb
 from maijax.cli import table
 from maijax.space import Sweep
 from maijax.sweep import drive, picture
-from maijax.sweep.study import Result, Study
+from maijax.sweep.study import Result, Study, Trial
+
+
+TITLE = "mean over seeds, and the standard deviation of a single trial"
 
 
 @pytest.fixture
@@ -97,13 +101,84 @@ def test_the_table_and_the_page(corpus, tmp_path, capsys):
     parser, open_tags = HTMLParser(), []
     parser.handle_starttag = lambda tag, attrs: open_tags.append(tag)
     parser.feed(text)
-    assert open_tags.count("figure") == 3 and "&lt;not&gt;" in text and "<not>" not in text
-    assert text.count('class="dots"') == 18 * 3 and "log axis" in text
+    assert open_tags.count("figure") == 2 and "&lt;not&gt;" in text and "<not>" not in text  # the seed has none
+    assert text.count('class="dots"') == 10 * 2 and text.count('class="bar"') == 8 * 2 and "log axis" in text
+    assert "Best mean over seeds: 3.0500 \u00b1 0.0000, at optim.lr = 0.001, optim.name = adamw." in text
     assert "http" not in text.replace("http-equiv", "")  # needs nothing else
     assert "base-uri 'none'" in text
+    found = [line.split() for line in lines[lines.index(TITLE) + 1:][:11]]
+    assert found[:2] == [["lr", "name", "bits/byte", "deviation", "seeds"], ["0.001", "adamw", "3.0500", "0.0000", "2"]]
+    assert found[-1] == ["0.01", "adamw", "3.4500", "1", "1", "more", "did", "not", "finish"]
     told = verb._plainly(study, trials, True)
+    assert [one["not_finished"] for one in told["settings"]] == [0] * 8 + [1] * 2
     assert json.loads(json.dumps(told))["best"] == 4 and len(told["trials"]) == 20
     assert drive.said(trials) == "best 3.0500 bits per byte (trial 4)  1 pruned  1 failed"
+
+
+def test_means_over_seeds_are_those_of_numpy(corpus, tmp_path, capsys):
+    space = {"train.seed": "0,1,2", "optim.lr": "1e-3,1e-2"}
+    study = Study.create(tmp_path / "s", Sweep(name="s", base=tiny(corpus), space=space), {})
+    figures = [3.1, 2.9, 3.3, 2.7, 3.2, 2.95]
+    for claim, figure in zip(study.claim(6), figures, strict=True):
+        claim.release(Result(state="done", step=6, bits_per_byte=figure))
+    verb.tell(study, study.trials(), tmp_path / "none")
+    lines = capsys.readouterr().out.splitlines()
+    good, bad = figures[1::2], figures[0::2]
+    expected = [[rate, f"{np.mean(f):.4f}", f"{np.std(f, ddof=1):.4f}", "3"] for rate, f in
+                (("1e-2", good), ("1e-3", bad))]
+    assert [line.split() for line in lines[lines.index(TITLE) + 2:]] == expected
+
+
+def test_without_several_seeds_no_mean_is_told(corpus, tmp_path, capsys):
+    for name, space in (("a", {"optim.lr": "1,2"}), ("b", {"optim.lr": "1,2", "train.seed": "4,5"})):
+        study = Study.create(tmp_path / name, Sweep(name="s", base=tiny(corpus), space=space), {})
+        for claim in study.claim(4):
+            if claim.trial.point.get("train.seed") != "5":
+                claim.release(Result(state="done", step=6, bits_per_byte=3.0))
+        verb.tell(study, study.trials(), tmp_path / "none")
+    assert TITLE not in capsys.readouterr().out
+
+
+def test_only_seeds_are_an_axis_of_their_own(corpus, tmp_path):
+    sweep = Sweep(name="s", base=tiny(corpus), space={"train.seed": "0,1,2"})
+    study = Study.create(tmp_path / "s", sweep, {})
+    for claim in study.claim(3):
+        claim.release(Result(state="done", step=6, bits_per_byte=3.0 + claim.trial.number))
+    assert picture.render(study).count('class="dots"') == 3
+
+
+def test_no_line_is_too_wide(corpus, tmp_path, capsys):
+    """Of six values with long names, one of them a failure's long reason."""
+    paths = ("model.attention.num_heads", "model.moe.num_experts", "optim.weight_decay", "optim.final_fraction",
+             "optim.adam_lr", "train.eval_sequences")
+    space = dict.fromkeys(paths, "1,2")
+    sweep = Sweep(name="s", base=tiny(corpus), space=space)
+    study = Study(tmp_path, sweep, {})
+    trials = [Trial(number=0, point=dict.fromkeys(paths, "0.000123456"), deaths=0, step=0, running=False,
+                    result=Result(state="failed", step=3, why="word " * 60))]
+    verb.tell(study, trials, tmp_path / "none")
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= table.WIDTH
+    words = ["sweep", "phi_test", "--dry-run", "--runs-dir", str(tmp_path)]
+    words += ["--set", "optim.lr=log:1.23456e-4..1.23456e-1:12", "--together", "1"]
+    assert cli.main(words) == 0
+    out = capsys.readouterr().out
+    assert "at most 1 trial in one" in out
+    assert max(map(len, out.splitlines()[1:])) <= table.WIDTH  # the first names the folder
+
+
+def test_dry_run_of_a_stopped_sweep_says_what_is_left(corpus, lab, tmp_path, capsys):
+    words = ["sweep", "rates", "--dry-run", "--runs-dir", str(tmp_path), "--name", "s"]
+    study = Study.create(tmp_path / "s", verb.chosen(cli.parser().parse_args(words))[0], {})
+    assert cli.main(words) == 0 and "would start 10 trials" in capsys.readouterr().out
+    claims = study.claim(4)
+    (claims[1].folder / "checkpoints" / "4").mkdir(parents=True)
+    claims[0].release(Result(state="done", step=6, bits_per_byte=3.0))
+    for claim in claims[1:]:
+        claim.release(None)
+    before = sorted(tmp_path.rglob("*"))
+    assert cli.main(words) == 0
+    assert "would go on: 1 of 10 trials ended, 1 to go on from a checkpoint, 8 to start" in capsys.readouterr().out
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_data_that_cannot_be_read_stops_the_sweep_in_one_line(corpus, tmp_path, capsys):

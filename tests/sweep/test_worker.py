@@ -3,8 +3,10 @@
 import signal
 
 import jax
+import pytest
 from sweep_parts import tiny
 
+from maijax.errors import UserError
 from maijax.space import Sweep
 from maijax.sweep import worker
 from maijax.sweep.study import Study, newest
@@ -36,3 +38,13 @@ def test_a_stop_at_start_up_or_in_the_last_evaluation_is_heard(corpus, tmp_path,
         assert worker.work(str(folder), 1, 1) == worker.STOPPED
     [trial] = Study.load(folder).trials()  # the next was not begun
     assert trial.result is not None and trial.result.state == "done" and not trial.running
+
+
+def test_a_bad_cache_folder_is_no_death_of_a_trial(corpus, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MAIJAX_CACHE", str(tmp_path / "file"))
+    study = Study.create(tmp_path / "s", Sweep(name="s", base=tiny(corpus), space={"optim.lr": "1e-3,1e-2"}), {})
+    for _ in range(4):
+        with pytest.raises(UserError, match="cache folder"):
+            worker.work(str(study.folder), 1, 16)
+    assert [(c.trial.deaths, c.trial.result) for c in study.claim(2)] == [(0, None)] * 2
