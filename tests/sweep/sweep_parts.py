@@ -1,10 +1,13 @@
 """An experiment small enough that many runs of it take seconds, and how to start processes."""
 
+import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+from maijax import plain
 from maijax.config import AttentionConfig, DataConfig, Experiment, ModelConfig, OptimConfig, SourceConfig, TrainConfig
 
 ROOT = Path(__file__).parents[2]
@@ -33,3 +36,22 @@ def process(*words: str, **env: str) -> subprocess.Popen:
         [sys.executable, *words], env=os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(ROOT)} | env,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )
+
+
+def four(base: Experiment, folder: Path) -> list[str]:
+    """The command of a sweep of four rates, which a module in a folder registers; PYTHONPATH must hold that."""
+    held = json.dumps(plain.to_plain(base))
+    (folder / "lab.py").write_text(
+        "import json\nfrom maijax import plain\nfrom maijax.registry import register_sweep\n"
+        f"from maijax.space import Sweep\nBASE = json.loads({held!r})\n"
+        "@register_sweep\ndef four():\n    '''Which rate?'''\n"
+        "    return Sweep(base=plain.from_plain(BASE), space={'optim.lr': '1e-3,3e-3,1e-2,3e-2'})\n"
+    )
+    return ["-m", "maijax", "sweep", "four", "--module", "lab"]
+
+
+def wait_for(condition, seconds: float = 60) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "it never came"
+        time.sleep(0.02)

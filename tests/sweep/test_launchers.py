@@ -11,7 +11,7 @@ import sys
 import time
 
 import pytest
-from sweep_parts import ROOT, process, tiny
+from sweep_parts import ROOT, four, process, tiny
 
 from maijax import plain
 from maijax.errors import UserError
@@ -92,15 +92,8 @@ def slurm(tmp_path):
 
 def command(corpus, tmp_path, launcher: str) -> list[str]:
     """A 4-trial sweep of the tiny experiment, as a person would give it."""
-    (tmp_path / "lab.py").write_text(
-        "from maijax import plain\nfrom maijax.registry import register_sweep\nfrom maijax.space import Sweep\n"
-        f"BASE = {json.dumps(plain.to_plain(tiny(corpus))).replace('null', 'None').replace('false', 'False')}\n"
-        .replace("true", "True")
-        + "@register_sweep\ndef four():\n    '''Which rate?'''\n"
-        "    return Sweep(base=plain.from_plain(BASE), space={'optim.lr': '1e-3,3e-3,1e-2,3e-2'})\n"
-    )
-    return ["-m", "maijax", "sweep", "four", "--module", "lab", "--launcher", launcher, "--workers", "2", "--together",
-            "2", "--runs-dir", str(tmp_path / "runs"), "--json"]
+    return [*four(tiny(corpus), tmp_path), "--launcher", launcher, "--workers", "2", "--together", "2",
+            "--runs-dir", str(tmp_path / "runs"), "--json"]
 
 
 def four_trials(done: str, tmp_path) -> None:
