@@ -93,7 +93,10 @@ def test_version(capsys):
         ("show phi_tiny --set train.stepz=3", "train.stepz: no such field; did you mean train.steps?"),
         ("show phi_tiny --set train.steps=abc", "train.steps='abc' must be int"),
         ("show phi_tiny --set model.attention.num_heads=3", "model.attention.kv_heads=2 must divide num_heads=3"),
-        ("show phi_tiny --lr 3", "unrecognized arguments: --lr 3; values are set with --set PATH=VALUE"),
+        ("show phi_tiny --lr 3",
+         "unrecognized arguments: --lr 3; values are set with --set PATH=VALUE (see maijax show --help)"),
+        ("sweep phi_test --worker 3", "unrecognized arguments: --worker 3; values are set with --set PATH=VALUE "
+         "(see maijax sweep --help)"),
         ("show phi_tiny --mesh BIG", "no mesh 'BIG'; configs/meshes.py has"),
         ("show phi_tiny --module nosuch.runs", "--module nosuch.runs: no such module"),
         ("list zzz", "no experiment matches 'zzz'; there are"),
@@ -201,6 +204,50 @@ def test_diff_is_grouped_by_meaning_with_the_rule(capsys):
 
 def test_diff_of_the_same(capsys):
     assert run(capsys, "diff", "phi_tiny", "phi_tiny")[:2] == (0, "phi_tiny and phi_tiny: every value is the same\n")
+
+
+FAULTY = """
+from experiments.phi import phi_test
+from maijax import overrides
+from maijax.registry import register, register_sweep
+from maijax.space import Sweep
+
+@register
+def my_misspelt():
+    "What is wrong?"
+    return overrides.apply(phi_test(), ["train.stepz=3"])
+
+@register_sweep
+def my_rates():
+    "Which?"
+    return Sweep(base=phi_test(), space={"optim.lr": "1e-3,1e-2"})
+
+@register_sweep
+def my_typo():
+    "Which?"
+    return Sweep(base=phi_test(), space={"optim.lrr": "1e-3,1e-2"})
+
+@register_sweep
+def my_fall():
+    "Which?"
+    return Sweep(base=phi_test(), space={"optim.lr": [1, 2][5]})
+"""
+
+
+def test_list_names_what_cannot_be_made_and_lists_the_others(capsys, tmp_path, monkeypatch, clean_registry):
+    monkeypatch.setattr(registry, "_sweeps", dict(registry._sweeps))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "faulty.py").write_text(FAULTY)
+    code, out, err = run(capsys, "list", "--module", "faulty")
+    assert code == 2 and "phi_tiny " in out and "mai_500b" in out and "phi_test_rates" in out
+    assert [line.split()[:4] for line in out.splitlines() if "my_" in line] == [["my_rates", "sweep,", "2", "trials"]]
+    place, lines = f"maijax: {tmp_path / 'faulty.py'}", err.splitlines()
+    assert len(lines) == 3
+    assert lines[0].startswith(place) and "my_misspelt: train.stepz: no such field; did you mean" in lines[0]
+    assert lines[1].startswith(place) and "my_typo: optim.lrr: no such field; did you mean optim.lr" in lines[1]
+    assert lines[2].startswith(place) and "my_fall cannot be made: IndexError" in lines[2]
+    assert [one["name"] for one in json.loads(run(capsys, "list", "my_", "--json", "--module", "faulty")[1])] == [
+        "my_rates"]
 
 
 @pytest.mark.parametrize("words", [["list"], ["diff", "mai_moe_3m", "llama3_405b"],

@@ -22,10 +22,12 @@ def coordcheck(args: argparse.Namespace) -> int:
     experiment, _ = choose.experiment(args)
     if args.html and not Path(args.html).absolute().parent.is_dir():  # said before minutes of work, not after
         raise UserError(f"--html {args.html}: there is no folder {Path(args.html).parent}; make it first")
+    from maijax.data import cachedir
     from maijax.train import coordcheck as checking
-    from maijax.train import coordpage, sheet
+    from maijax.train import coordpage, programs, sheet
     from maijax.train.progress import Progress
 
+    programs.keep(cachedir.ready(cachedir.default()))  # compiling takes most of the time
     with Progress(total=0, what="size", enabled=not args.json) as bar:
         report = checking.check(experiment, tell=lambda done, total, text: bar.count(done, text, total=total))
     verdict = _verdict(report)

@@ -27,15 +27,15 @@ def drive(study: Study, launcher: Launcher) -> bool:
     Any number of drivers may do this for one study at once.
     """
     failures, moved, delay, refused, then = 0, None, 0.0, "", None
-    looked, running = -LOOK, ""
+    looked, running = 0.0, ""
     with Interrupt() as interrupt, Progress(total=study.count, every=QUIET, what="trial") as bar:
         while True:
             trials = study.trials()
             ended = [trial for trial in trials if trial.result is not None]
-            if time.monotonic() - looked >= LOOK:
+            now = _moment(trials)
+            if now != moved or time.monotonic() - looked >= LOOK:
                 looked, running = time.monotonic(), at_work(study, trials)
             bar.count(len(ended), "  ".join(filter(None, (running, said(trials)))))
-            now = _moment(trials)
             failed = [(code, line) for code, line in launcher.ended() if code not in (0, 75)]
             failures = len(failed) if now != moved else failures + len(failed)
             moved = now

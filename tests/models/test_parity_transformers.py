@@ -15,7 +15,7 @@ from tiny_models import quick, tiny
 from maijax.config import ModelConfig, RopeConfig
 from maijax.models import decoder
 
-torch = pytest.importorskip("torch", reason="parity needs PyTorch: pip install torch")
+torch = pytest.importorskip("torch", reason='parity needs pip install -e ".[hf]"')
 transformers = pytest.importorskip("transformers", reason="parity needs transformers")
 
 LIMIT = 2e-4  # of float32 logits with a spread of about 1

@@ -1,11 +1,12 @@
 """The verb: what a command line means, what it foretells, what it prints and draws."""
 
 import json
+import re
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from sweep_parts import tiny
+from sweep_parts import ROOT, tiny
 
 from maijax import cli, registry
 from maijax.cli import sweep as verb
@@ -13,7 +14,6 @@ from maijax.cli import table
 from maijax.space import Sweep
 from maijax.sweep import drive, picture
 from maijax.sweep.study import Result, Study, Trial
-
 
 TITLE = "mean over seeds, and the standard deviation of a single trial"
 
@@ -179,6 +179,16 @@ def test_dry_run_of_a_stopped_sweep_says_what_is_left(corpus, lab, tmp_path, cap
     assert cli.main(words) == 0
     assert "would go on: 1 of 10 trials ended, 1 to go on from a checkpoint, 8 to start" in capsys.readouterr().out
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_sweep_of_the_documentation_works(tmp_path, monkeypatch, capsys, clean_registry):
+    monkeypatch.setattr(registry, "_sweeps", dict(registry._sweeps))
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "adding.md").read_text(), re.DOTALL)
+    [code] = [block for block in blocks if "register_sweep" in block]
+    (tmp_path / "documented.py").write_text(code)
+    assert cli.main(["sweep", "phi_test_seeds", "--module", "documented", "--dry-run"]) == 0
+    assert "phi_test_seeds: 6 trials, grid" in capsys.readouterr().out
 
 
 def test_data_that_cannot_be_read_stops_the_sweep_in_one_line(corpus, tmp_path, capsys):

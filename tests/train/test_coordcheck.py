@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 
+import jax
 import pytest
 
 from maijax import cli, overrides, registry
@@ -75,6 +76,22 @@ def test_verdicts(capsys, monkeypatch, tmp_path, slopes, code, word):
     assert cli.main(["coordcheck", "phi_tiny", "--json"]) == code
     found = json.loads(capsys.readouterr().out)
     assert found["passed"] == (code == 0) and len(found["lines"]) == 16
+
+
+def test_programs_are_kept_for_the_next_time(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("MAIJAX_CACHE", str(tmp_path / "cache"))
+    before, seen = jax.config.jax_compilation_cache_dir, []
+
+    def check(*_, **__):
+        seen.append(jax.config.jax_compilation_cache_dir)
+        return made_up({("standard", "width"): 2.0})
+
+    monkeypatch.setattr(coordcheck, "check", check)
+    try:
+        assert cli.main(["coordcheck", "phi_tiny", "--json"]) == 0
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+    assert seen == [str(tmp_path / "cache" / "xla")]
 
 
 def test_a_missing_folder_is_told_before_training(tmp_path, capsys, monkeypatch):

@@ -24,8 +24,8 @@ from maijax.parallel.sharding import Layout
 from maijax.train import state as states
 from maijax.train.step import compile_step
 
-torch = pytest.importorskip("torch", reason="the parity tests need `pip install -e .[hf]`")
-transformers = pytest.importorskip("transformers", reason="the parity tests need `pip install -e .[hf]`")
+torch = pytest.importorskip("torch", reason='the parity tests need pip install -e ".[hf]"')
+transformers = pytest.importorskip("transformers", reason='the parity tests need pip install -e ".[hf]"')
 
 MODEL = ModelConfig(
     num_layers=2, d_model=32, d_ff=48, vocab_size=96, context=32, vocab_multiple=32, layers="scan",
