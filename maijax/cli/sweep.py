@@ -127,6 +127,9 @@ def foretell(asked: Sweep, folder: Path, args: argparse.Namespace) -> int:
         print(f"would start {_many(asked.count, 'trial')}; nothing was written")
         return 0
     ended = sum(trial.result is not None for trial in begun)
+    if ended == asked.count:
+        print(f"would train nothing: {_many(ended, 'trial')} of {ended:,} ended; nothing was written")
+        return 0
     saved = sum(trial.result is None and newest(study.where(trial.number)) > 0 for trial in begun)
     print(f"would go on: {ended} of {_many(asked.count, 'trial')} ended, {saved} to go on from a checkpoint, "
           f"{asked.count - ended - saved} to start; nothing was written")

@@ -267,7 +267,7 @@ def check(folder: Path, sweep: Sweep) -> None:
         )
     if sweep.count < held.count:
         raise UserError(
-            f"sweep folder {folder} has {held.count} trials, {sweep.count} are fewer; "
+            f"sweep folder {folder} has {held.count} trials, {sweep.count} would be fewer; "
             f"give --trials {held.count} or more"
         )
 

@@ -77,7 +77,8 @@ def run_claimed(study: Study, claims: list[Claim], together: int) -> tuple[int, 
 
     experiments = [study.sweep.experiment(claim.trial.point) for claim in claims]
     records = [_record(study, claim, e) for claim, e in zip(claims, experiments, strict=True)]
-    print(f"maijax: trials {', '.join(str(claim.trial.number) for claim in claims)}", file=sys.stderr, flush=True)
+    numbers = ", ".join(str(claim.trial.number) for claim in claims)
+    print(f"maijax: trial{'' if len(claims) == 1 else 's'} {numbers}", file=sys.stderr, flush=True)
 
     def watch(which: int, step: int, figure: float) -> bool:
         if study.sweep.prune == "none":

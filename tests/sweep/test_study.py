@@ -270,7 +270,7 @@ def test_another_sweep_in_the_folder_is_refused_with_the_difference(corpus, tmp_
     assert len(grown.claim(9)) == 9
     smaller = Study(grown.folder, dataclasses.replace(grown.sweep, trials=5), {})  # of the driver before
     assert [t.number for t in smaller.trials()] == list(range(5))
-    with pytest.raises(UserError, match="has 9 trials, 5 are fewer; give --trials 9"):
+    with pytest.raises(UserError, match="has 9 trials, 5 would be fewer; give --trials 9"):
         make(tmp_path / "s", corpus, sampler="random", space={"optim.lr": "log:1e-4..1e-1"}, trials=5)
     with pytest.raises(UserError, match=r"space optim.lr was log:1e-4..1e-1, is log:1e-4..1"):
         make(tmp_path / "s", corpus, sampler="random", space={"optim.lr": "log:1e-4..1"})

@@ -151,8 +151,7 @@ def test_no_line_is_too_wide(corpus, tmp_path, capsys):
     """Of six values with long names, one of them a failure's long reason."""
     paths = ("model.attention.num_heads", "model.moe.num_experts", "optim.weight_decay", "optim.final_fraction",
              "optim.adam_lr", "train.eval_sequences")
-    space = dict.fromkeys(paths, "1,2")
-    sweep = Sweep(name="s", base=tiny(corpus), space=space)
+    sweep = Sweep(name="s", base=tiny(corpus), space={path: "1,2" for path in paths})
     study = Study(tmp_path, sweep, {})
     trials = [Trial(number=0, point=dict.fromkeys(paths, "0.000123456"), deaths=0, step=0, running=False,
                     result=Result(state="failed", step=3, why="word " * 60))]
@@ -179,6 +178,9 @@ def test_dry_run_of_a_stopped_sweep_says_what_is_left(corpus, lab, tmp_path, cap
     assert cli.main(words) == 0
     assert "would go on: 1 of 10 trials ended, 1 to go on from a checkpoint, 8 to start" in capsys.readouterr().out
     assert sorted(tmp_path.rglob("*")) == before
+    for claim in study.claim(99) + study.claim(99):
+        claim.release(Result(state="done", step=6, bits_per_byte=3.0))
+    assert cli.main(words) == 0 and "would train nothing: 10 trials of 10 ended" in capsys.readouterr().out
 
 
 def test_the_sweep_of_the_documentation_works(tmp_path, monkeypatch, capsys, clean_registry):
