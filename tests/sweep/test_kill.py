@@ -10,6 +10,7 @@ from maijax.sweep.study import Study, newest
 from maijax.train.metrics import read
 
 STEPS = 240
+FAST = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"  # to compile
 
 
 def workers(driver: int) -> list[int]:
@@ -44,7 +45,7 @@ def test_kill_of_driver_and_worker_in_the_middle_of_training(corpus, tmp_path):
              "--runs-dir", str(tmp_path / "runs")]  # two trials in one program, and one alone
 
     def start(name: str):
-        return process(*words, "--name", name, PYTHONPATH=f"{ROOT}:{tmp_path}")
+        return process(*words, "--name", name, PYTHONPATH=f"{ROOT}:{tmp_path}", XLA_FLAGS=FAST)
 
     def finish(name: str) -> Study:
         _, err = (driver := start(name)).communicate(timeout=240)
