@@ -6,7 +6,9 @@ import argparse
 import dataclasses
 
 from maijax import overrides, registry
+from maijax.compare import select
 from maijax.config import Experiment
+from maijax.errors import UserError
 
 
 def experiment(args: argparse.Namespace) -> tuple[Experiment, Experiment]:
@@ -22,4 +24,8 @@ def named(name: str, module: str | None) -> Experiment:
     """The registered experiment, from a module of the user's own if one is given; raises UserError."""
     if module:
         registry.load_module(module)
+    if name not in registry.names() and (folders := select.folders("runs", name)):
+        what = "is a run" if len(folders) == 1 else f"holds {len(folders)} runs"
+        raise UserError(f"{name} {what}, not an experiment; `maijax compare {name} OTHER` puts runs side by side, and "
+                        f"{folders[0] / 'experiment.json'} holds its values")
     return registry.get(name)

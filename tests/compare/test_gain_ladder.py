@@ -80,7 +80,7 @@ def test_sizes_are_matched_and_the_rest_is_named(tmp_path):
         [(0, 0), (1, 1)]
     ] * 3
     said = "\n".join(found.notes)
-    assert "1 runs at 47,264 parameters have no partner" in said and "only plain has 131,392, " in said
+    assert "without a partner, so not counted in the trend: 1 run at 47,264 parameters" in said and "only plain has 131,392, " in said
     assert "1 of late not finished" in said
 
 

@@ -37,7 +37,7 @@ def foretell(fit, runs, **changes):
 def test_a_prediction_is_kept_and_scored(fit, tmp_path):
     entry = foretell(fit, tmp_path)
     assert entry.low < entry.predicted < entry.high and not entry.begun
-    assert ledger.write(tmp_path, entry) == tmp_path / "ledger.jsonl"
+    assert ledger.write(tmp_path, entry) is entry
     assert ledger.read(tmp_path) == [entry]
     assert [p["name"] for p in entry.points] == [f"p{i}" for i in range(12)]
     assert ledger.scores(tmp_path) == [ledger.Score(entry, "open", "", None)]
@@ -104,22 +104,23 @@ def test_a_torn_line_harms_neither_its_neighbours_nor_the_reader(fit, tmp_path):
     ledger.write(tmp_path, entry)
     with open(tmp_path / "ledger.jsonl", "ab") as file:
         file.write(b'{"at": "2026-0')
-    ledger.write(tmp_path, entry)
-    assert ledger.read(tmp_path) == [entry, entry]
+    other = ledger.write(tmp_path, foretell(fit, tmp_path, seed=1))
+    assert ledger.read(tmp_path) == [entry, other]
 
 
 def test_writers_at_once_lose_nothing(fit, tmp_path):
     entry = foretell(fit, tmp_path)
     names = [f"n{i}" for i in range(60)]
     with concurrent.futures.ThreadPoolExecutor(8) as pool:  # a lock holds between open files, of threads too
-        list(pool.map(lambda name: ledger.write(tmp_path, dataclasses.replace(entry, name=name)), names))
+        list(pool.map(lambda n: ledger.write(tmp_path, dataclasses.replace(entry, name=n, digest=n)), names))
     assert sorted(e.name for e in ledger.read(tmp_path)) == sorted(names)
     assert all(json.loads(line) for line in (tmp_path / "ledger.jsonl").read_text().splitlines())
 
 
 def test_a_writer_waits_for_the_one_before_it(fit, tmp_path):
     entry = foretell(fit, tmp_path)
-    file = ledger.write(tmp_path, entry)
+    ledger.write(tmp_path, dataclasses.replace(entry, digest="other"))
+    file = tmp_path / "ledger.jsonl"
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         with open(file, "ab") as held:
             fcntl.flock(held, fcntl.LOCK_EX)
