@@ -24,8 +24,9 @@ def named(name: str, module: str | None) -> Experiment:
     """The registered experiment, from a module of the user's own if one is given; raises UserError."""
     if module:
         registry.load_module(module)
-    if name not in registry.names() and (folders := select.folders("runs", name)):
+    if name not in (*registry.names(), *registry.sweep_names()) and (folders := select.folders("runs", name)):
         what = "is a run" if len(folders) == 1 else f"holds {len(folders)} runs"
-        raise UserError(f"{name} {what}, not an experiment; `maijax compare {name} OTHER` puts runs side by side, and "
-                        f"{folders[0] / 'experiment.json'} holds its values")
+        values = f"; {folders[0] / 'experiment.json'} holds its values" if len(folders) == 1 else ""
+        raise UserError(f"{name} {what}, not an experiment{values}; `maijax compare {name} OTHER` puts runs side by "
+                        "side")
     return registry.get(name)

@@ -98,7 +98,8 @@ def _unknown(name: str, runs_dir: str) -> None:
     from maijax.train import rundir
 
     said = []
-    for look in (lambda: registry.entry(name), lambda: rundir.find(runs_dir, name)):
+    ways = [lambda: registry.entry(name), lambda: rundir.find(runs_dir, name)]
+    for look in ways[1:] if Path(name).exists() or (Path(runs_dir) / name).exists() else ways:
         try:
             look()
         except UserError as error:

@@ -107,19 +107,23 @@ def _lacking(form: Form, points: Sequence[Point]) -> str:
         missing.append(f"{least} points are needed")
     if not missing:
         return ""
-    return "; ".join([*missing, f"add runs{_alone(points) if len(form.variables) > 1 else ''}"])
+    return f"{'; '.join(missing)}; add runs{_alone(points) if len(form.variables) > 1 else ''}"
 
 
 def _alone(points: Sequence[Point]) -> str:
-    """How one length or one size is fitted alone: the command where one has points enough."""
+    """How the runs of one length, or of one size, are fitted alone: those that lack the fewest."""
+    ways = []
     for shared, free in (("tokens", "params"), ("params", "tokens")):
         for value in sorted(set(column(points, shared)), reverse=True):
             group = [p for p in points if value / _SAME <= getattr(p, shared) <= value * _SAME]
             runs = [run for p in group for run in p.runs]
-            spread = column(group, free).max() / column(group, free).min()
-            if runs and _distinct(column(group, free)) >= _least(1) and spread >= LEAST_SPREAD:
-                return f", or fit those of {value:.4g} {shared} alone: maijax fit {' '.join(runs)}"
-    return f", or fit one length alone, once it has {_least(1)} sizes: maijax fit with those runs only"
+            if runs:
+                ways.append((max(0, _least(1) - _distinct(column(group, free))), f"{value:.4g} {shared}", free, runs))
+    if not ways:
+        return ""
+    lack, which, free, runs = min(ways, key=lambda way: way[0])
+    more = f"add {lack} of another {KIND[free]} at {which} and fit these" if lack else f"fit those of {which}"
+    return f"; or {more} alone: maijax fit {' '.join([*runs, *['RUN'] * lack])}"
 
 
 def off(form: Form, points: Sequence[Point], place: Point) -> str:

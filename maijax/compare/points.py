@@ -45,7 +45,7 @@ class Point:
     flops: float
     loss: float  # held out, at the end; nats per token unless bits per byte were asked for
     losses: tuple[float, ...] = ()  # of each seed
-    runs: tuple[str, ...] = ()  # of each seed, by name; those of a file have none
+    runs: tuple[str, ...] = ()  # the folder of each seed's run; those of a file have none
     digests: tuple[str, ...] = ()  # of each seed's configuration, see `select.digest`; those of a file have none
 
 
@@ -70,7 +70,7 @@ def gather(
     """
     read: list[Point] = []
     left_out: list[tuple[str, str]] = []
-    ended: dict[Path, tuple[Experiment, float]] = {}  # by the run's folder, so that none counts twice
+    ended: dict[Path, tuple[Path, Experiment, float]] = {}  # by the run's folder, so that none counts twice
     for run in runs:
         if Path(run).name == LEDGER:
             continue
@@ -78,7 +78,7 @@ def gather(
             read += read_file(run, measure)
             continue
         for folder in select.folders(runs_dir, run) or [rundir.find(runs_dir, run)]:
-            if (folder := folder.resolve()) in ended:
+            if folder.resolve() in ended:
                 continue
             experiment, last = rundir.load(folder), metrics.final(metrics.read(folder))
             if last is None:
@@ -86,15 +86,15 @@ def gather(
             elif not _sound(last.get(measure)):
                 left_out.append((select.title(folder), f"its held-out {measure} is no number"))
             else:
-                ended[folder] = experiment, float(last[measure])
-    first = next(((select.title(folder), experiment) for folder, (experiment, _) in ended.items()), None)
-    for folder, (experiment, _) in ended.items():
-        if first is not None:
-            select.comparable(first, (select.title(folder), experiment), measure)
+                ended[folder.resolve()] = folder, experiment, float(last[measure])
+    first = next(((select.title(folder), experiment) for folder, experiment, _ in ended.values()), None)
     ran = []
-    for folder, (experiment, loss) in ended.items():
-        point = of_experiment(experiment, name=select.title(folder), count=count)
-        ran.append((dataclasses.replace(point, loss=loss, runs=(point.name,)), experiment))
+    for folder, experiment, loss in ended.values():
+        name = select.title(folder)
+        if first is not None:
+            select.comparable(first, (name, experiment), measure)
+        point = of_experiment(experiment, name=name, count=count)
+        ran.append((dataclasses.replace(point, loss=loss, runs=(str(folder),)), experiment))
     places: dict[tuple[float, float], list[Point]] = {}
     for point in read:
         places.setdefault((point.params, point.tokens), []).append(point)
@@ -102,7 +102,7 @@ def gather(
     if not found:
         raise UserError("; ".join([f"no finished run among {', '.join(runs)}", *left_out_words(left_out)]))
     taken = {digest for point in found for digest in point.digests}
-    experiments = [experiment for experiment, _ in ended.values() if select.digest(experiment) in taken]
+    experiments = [experiment for _, experiment in ran if select.digest(experiment) in taken]
     return Points(points=tuple(found), left_out=tuple(left_out), run=first, differ=tuple(differ(experiments)))
 
 

@@ -154,7 +154,8 @@ def group(runs: Sequence[Run], *, leave_out: bool = False) -> list[Side]:
         if run.points:
             families.setdefault(run.family, []).append(run)
         elif run.damage:
-            raise UserError(f"run {run.name}: nothing that it measured can be read; {run.damage}")
+            raise UserError(f"run {run.name}: {run.damage}, of which no evaluation can be read; leave it out, or "
+                            "make it anew")
         elif not leave_out:
             raise UserError(f"run {run.name}: no evaluation on held-out text yet; let it reach train.eval_every, "
                             "or its end")
@@ -186,11 +187,9 @@ def cautions(sides: Sequence[Side]) -> list[str]:
         if side.copies:
             found.append(copies_words(side))
         for run in side.runs:
-            if not run.finished:
-                found.append(f"{run.name} is not finished: last evaluated at step {run.last.step:,} of "
+            if run.damage or not run.finished:
+                found.append(f"{run.name}: {run.damage or 'not finished'}, evaluated up to step {run.last.step:,} of "
                              f"{run.experiment.train.steps:,}")
-            if run.damage:
-                found.append(run.damage)
             scored = [p.scored for p in run.points if p.scored]
             if scored and scored[-1] > 1.5 * min(scored):
                 found.append(f"{run.name}: its last point is measured on all held-out text ({scored[-1]:,} tokens), "

@@ -24,7 +24,7 @@ def folders(runs_dir: str | Path, name: str) -> list[Path]:
     bare = name.rstrip("/") or name
     if is_pattern(bare):
         root, _, last = bare.rpartition("/")
-        base = Path(root) if root else Path(runs_dir)
+        base = Path(root) if root and Path(root).is_dir() else Path(runs_dir) / root
         inside = sorted(p for p in base.glob("*") if fnmatch.fnmatch(p.name, last)) if not is_pattern(root) else []
         return [run for folder in inside for run in _runs_at(folder)]
     for folder in (Path(bare), Path(runs_dir) / bare):

@@ -34,14 +34,14 @@ def final(records: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
 
 
 def damage(folder: str | Path) -> str:
-    """Where a run folder's metrics have a line that is no record, in words; empty if they have none."""
+    """Where the metrics of a run folder have a line that is no record, in words; empty if they have none."""
     file = Path(folder) / FILE
     try:
         lines = file.read_bytes().split(b"\n")
     except OSError:
         return ""
     number = next((i for i, line in enumerate(lines, 1) if line.strip() and _record(line) is None), None)
-    return "" if number is None else f"{file}, line {number}: damaged, it is no record"
+    return "" if number is None else f"damaged metrics ({file}, line {number})"
 
 
 class MetricLog:

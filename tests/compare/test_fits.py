@@ -242,6 +242,20 @@ def test_what_cannot_be_told_is_refused(places, message):
         laws.choose([at(n, d, 2.0) for n, d in places])
 
 
+def test_a_refusal_names_what_would_do():
+    def runs(places):
+        return [dataclasses.replace(at(n, d, 2.0), runs=(f"r{i}",)) for i, (n, d) in enumerate(places)]
+
+    grid = [(1e8, 1e9), (3e8, 1e9), (1e9, 1e9), (1e8, 2e9), (3e8, 2e9), (1e9, 2e9)]
+    with pytest.raises(UserError, match="there are 2 lengths, 3 are needed; add runs; or add 1 of another size at "
+                                        r"2e.09 tokens and fit these alone: maijax fit r3 r4 r5 RUN$"):
+        laws.choose(runs(grid))
+    with pytest.raises(UserError, match=r"or fit those of 1e.09 tokens alone: maijax fit r0 r1 r2 r6$"):
+        laws.choose(runs([*grid, (3e9, 1e9)]))
+    with pytest.raises(UserError, match="3 are needed; add runs$"):  # a file's points cannot be named
+        laws.choose([at(n, d, 2.0) for n, d in grid])
+
+
 @pytest.mark.filterwarnings("error")
 def test_a_useless_term_ends_in_no_error_and_says_so():
     """Losses without any trend, the worst that a bootstrap meets."""

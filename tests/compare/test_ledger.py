@@ -108,6 +108,22 @@ def test_a_torn_line_harms_neither_its_neighbours_nor_the_reader(fit, tmp_path):
     assert ledger.read(tmp_path) == [entry, other]
 
 
+def test_the_same_prediction_counts_once(fit, tmp_path):
+    """However often it is made, by whatever name and in whatever order of the points."""
+    entry = ledger.write(tmp_path, foretell(fit, tmp_path))
+    again = dataclasses.replace(entry, at=finished.later(), name="other", points=entry.points[::-1])
+    assert ledger.write(tmp_path, again) is not again and ledger.read(tmp_path) == [entry]
+    with open(tmp_path / "ledger.jsonl", "ab") as file:  # as two machines' files put together
+        file.write(file_line := (tmp_path / "ledger.jsonl").read_bytes())
+    assert file_line.count(b"\n") == 1
+    finished.write(tmp_path / "big", finished.experiment(**TARGET), started=finished.later())
+    assert len(ledger.scores(tmp_path)) == 1
+    for changed in (dataclasses.replace(entry, predicted=entry.predicted * 1.01),
+                    dataclasses.replace(entry, points=entry.points[1:])):
+        assert ledger.write(tmp_path, changed) is changed
+    assert len(ledger.scores(tmp_path)) == 3
+
+
 def test_writers_at_once_lose_nothing(fit, tmp_path):
     entry = foretell(fit, tmp_path)
     names = [f"n{i}" for i in range(60)]
@@ -138,5 +154,5 @@ def test_a_full_disk_leaves_the_file_as_it_was(fit, tmp_path, monkeypatch):
     before = (tmp_path / "ledger.jsonl").read_bytes()
     monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(OSError):
-        ledger.write(tmp_path, entry)
+        ledger.write(tmp_path, dataclasses.replace(entry, digest="other"))
     assert (tmp_path / "ledger.jsonl").read_bytes() == before
