@@ -203,7 +203,7 @@ def _plans(plans: Sequence[tuple[Estimate, str] | str], topology: Topology) -> G
         line("run", lambda e: e.days, "days", "without stops"),
         line("cost", lambda e: e.cost, "dollars", f"price of {topology.chip.priced}"),
     ]
-    title = f"plan on {topology.title}, {topology.chips:,} chips (model, not compiled)"
+    title = f"plan on {topology.title}, {words.plural(topology.chips, 'chip')} (model, not compiled)"
     return Group(title=title, lines=tuple(lines[:1] if all(refused) else lines))
 
 

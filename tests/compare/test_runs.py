@@ -154,7 +154,7 @@ def test_what_limits_a_gain_is_said_once_and_within_the_width(tmp_path, capsys):
     for first, other in ((long, "b"), ("b", long)):
         assert cli.main(["compare", first, other, "--runs-dir", str(tmp_path)]) == 0
         out = capsys.readouterr().out
-        assert max(map(len, out.splitlines())) <= 100 and out.count("note: ") == 1 and "a bound" in out
+        assert max(map(len, out.splitlines())) <= 100 and out.count("note:") == 1 and "a bound" in out
 
 
 def test_a_name_of_both_kinds_is_the_experiment_unless_runs_are_named_too(tmp_path, capsys):
