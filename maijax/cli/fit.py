@@ -57,8 +57,8 @@ def fit(args: argparse.Namespace) -> int:
         return 0
     tell(found, law, budgets, args)
     if entry is not None:
-        tell_entry(entry)
-        if kept is not entry and kept is not None:
+        tell_entry(kept or entry)
+        if kept and kept is not entry:
             paragraph(f"the same was foretold at {kept.at}, and is kept once")
         paragraph(f"kept in {file}; `maijax fit --ledger` scores it" if file else "nothing was written")
     if args.html:

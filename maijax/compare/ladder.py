@@ -165,8 +165,7 @@ def _match(ours: Sequence[Size], theirs: Sequence[Size], a: str, b: str, notes: 
                 notes.append(f"without a partner, so not counted in the trend: {plural(alone, 'run')} at "
                              f"{ours[i].parameters:,} parameters")
     for name, sizes, used in ((a, ours, used_a), (b, theirs, used_b)):
-        lone = [f"{size.parameters:,}" for i, size in enumerate(sizes) if i not in used]
-        if lone:
+        if lone := dict.fromkeys(f"{size.parameters:,}" for i, size in enumerate(sizes) if i not in used):
             notes.append(f"only {name} has {', '.join(lone)} parameters")
     return sorted(rungs, key=lambda rung: rung.flops("a"))
 
