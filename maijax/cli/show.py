@@ -15,6 +15,7 @@ from maijax.cli.table import count, fit, paragraph, rows, size
 from maijax.compare.meaning import MEANINGS, Difference, differences
 from maijax.config import Experiment
 from maijax.errors import UserError
+from maijax.words import plural
 
 
 def list_(args: argparse.Namespace) -> int:
@@ -42,7 +43,7 @@ def list_(args: argparse.Namespace) -> int:
         table.append((name, size_text, count(totals["tokens"]), _question(name)))
     for name, sweep in sweeps.items():
         tokens = count(sweep.count * _totals(sweep.base)["tokens"])
-        table.append((name, f"sweep, {sweep.count} trials", tokens, _question(name)))
+        table.append((name, f"sweep, {plural(sweep.count, 'trial')}", tokens, _question(name)))
     rows(table, widths=fit(table, most=(24, 19, 6)))
     return 0
 
