@@ -58,12 +58,12 @@ def estimate(run: Run, topology: Topology | None = None) -> Estimate:
 
 
 def compare(run: Run, topology: Topology | None = None) -> tuple[float, float]:
-    """(MFU as published, MFU as modelled), both in the run's own way of counting (causal if it gives tokens)."""
+    """(MFU as published, MFU as modelled), both in the run's own way of counting."""
     found = estimate(run, topology)
-    peak = found.topology.chip.peak_flops
-    if run.unit == "tokens":
-        return run.figure * found.flops_per_token / peak, found.mfu
-    return run.figure * 1e12 / peak, found.full_mfu if run.unit == "full" else found.mfu
+    full = run.counted == "full"
+    each = found.full_flops_per_token if full else found.flops_per_token
+    published = run.figure * (each if run.unit == "tokens" else 1e12)
+    return published / found.topology.chip.peak_flops, found.full_mfu if full else found.mfu
 
 
 def error(run: Run, topology: Topology | None = None) -> float:
@@ -76,10 +76,9 @@ def table() -> list[str]:
     lines = [f"{'run':<29}{'machine':<17}{'counted':<9}{'published':>9}{'model':>8}{'error':>8}  use"]
     for run in RUNS:
         published, modelled = compare(run)
-        counted = "full" if run.unit == "full" else "causal"
         use = f"fits {run.fits}" if run.fits else (f"outside: {run.outside}" if run.outside else "test")
         machine = registry.topology(run.topology, run.slices).title
-        lines.append(f"{run.name:<29}{machine:<17}{counted:<9}{published:>9.1%}{modelled:>8.1%}"
+        lines.append(f"{run.name:<29}{machine:<17}{run.counted:<9}{published:>9.1%}{modelled:>8.1%}"
                      f"{modelled / published - 1:>+8.1%}  {use}"[:100])
     tests = [abs(error(run)) for run in RUNS if not run.fits and not run.outside]
     close = sum(e <= 0.15 for e in tests)

@@ -1,7 +1,7 @@
 """Published training runs, as values: shape, machine, layout, and the figure that was reported.
 
 `figure` is tokens per second and chip where the source gives them, for nobody can count those another way; else
-TFLOP/s per chip with the source's way of counting. Layouts are said in our axes. What our ModelConfig cannot say is
+TFLOP/s per chip. MFU is shown as the source counts it. Layouts are said in our axes. What our ModelConfig cannot say is
 said by `rerun` (which parts run again, where a run keeps named activations), `scores` (multi-head latent attention
 scores with more channels than it projects) and `capacity` (dropped tokens: rows that experts multiply, per useful row).
 An MLP of two matrices is written as a gated one of two thirds the width, which has the same products.
@@ -28,7 +28,8 @@ class Run:
     batch: int  # sequences per step, over all chips
     seq: int
     figure: float
-    unit: Literal["tokens", "full", "causal"]  # tokens/s, or TFLOP/s with attention counted full or causal
+    unit: Literal["tokens", "flops"]  # tokens/s, or TFLOP/s
+    counted: Literal["full", "causal"] = "causal"  # how the source counts attention
     source: str
     rerun: frozenset[str] | None = None  # None: as model.remat says
     scores: float = 1.0
@@ -106,7 +107,7 @@ def _maxtext(name, shape, model, tensor, rows, figure, slices=1, chip="v5p", **o
     return Run(
         name=f"MaxText {name}", topology=f"{chip}:{shape}", slices=slices, model=model,
         mesh=MeshConfig(replica=slices, data=1, fsdp=chips // tensor, tensor=tensor), batch=rows * chips * slices,
-        seq=2_048, figure=figure, unit="full", source=_README, **other,
+        seq=2_048, figure=figure, unit="flops", counted="full", source=_README, **other,
     )
 
 
@@ -114,7 +115,7 @@ def _core(name, layers, d, heads, tensor, stages, gpus, batch, figure, **other) 
     return Run(
         name=f"Megatron {name}", topology=f"h100:{gpus}", model=megatron(layers, d, heads),
         mesh=MeshConfig(stage=stages, data=48, tensor=tensor, microbatches=batch // 48 if stages > 1 else None),
-        batch=batch, seq=4_096, figure=figure, unit="full", source=_CORE, **other,
+        batch=batch, seq=4_096, figure=figure, unit="flops", counted="full", source=_CORE, **other,
     )
 
 
@@ -147,34 +148,35 @@ RUNS = (
     Run(name="Llama-4 Scout", topology="v5p:4x4x8", model=SCOUT, mesh=MeshConfig(data=1, fsdp=128), batch=1_024,
         seq=8_192, figure=2_070.5, unit="tokens", source=_RECIPE + "v5p/Llama4-Scout-17B-16E-Maxtext", fits="EXPERTS"),
     Run(name="Llama-4 Maverick", topology="v5p:4x4x8", model=MAVERICK, mesh=MeshConfig(data=1, fsdp=32, tensor=4),
-        batch=512, seq=8_192, figure=1_321.7, unit="tokens", rerun=FULL - {"qkv", "out"},
+        batch=512, seq=8_192, figure=1_321.7, unit="tokens", counted="full", rerun=FULL - {"qkv", "out"},
         source=_RECIPE + "v5p/Llama4-Maverick-17B-128E-Maxtext"),
     Run(name="DeepSeek-V3", topology="v5p:8x8x8", model=DEEPSEEK_V3, mesh=MeshConfig(data=1, fsdp=512), batch=3_072,
         seq=8_192, figure=542.1, unit="tokens", rerun=FULL - {"out"}, scores=MLA,
         source=_RECIPE + "v5p/DeepSeek3-671B-MaxText"),
     Run(name="Llama-3.1-70B", topology="v6e:16x16", model=LLAMA_70B, mesh=MeshConfig(data=1, fsdp=256), batch=1_280,
-        seq=8_192, figure=960.2, unit="tokens", rerun=FULL - {"qkv"},
+        seq=8_192, figure=960.2, unit="tokens", counted="full", rerun=FULL - {"qkv"},
         source=_RECIPE + "trillium/Llama3.1-70B-MaxText/v6e-256"),
     Run(name="Llama-3.1-70B", topology="v6e:8x16", model=LLAMA_70B, mesh=MeshConfig(data=1, fsdp=128), batch=512,
-        seq=8_192, figure=942.0, unit="tokens", rerun=FULL - {"qkv"},
+        seq=8_192, figure=942.0, unit="tokens", counted="full", rerun=FULL - {"qkv"},
         source=_RECIPE + "trillium/Llama3.1-70B-MaxText/v6e-128"),
     Run(name="Llama-3.1-8B", topology="v6e:16x16", model=LLAMA_8B, mesh=MeshConfig(data=1, fsdp=256), batch=1_024,
-        seq=8_192, figure=7_207.3, unit="tokens", rerun=FULL - {"qkv", "out"},
+        seq=8_192, figure=7_207.3, unit="tokens", counted="full", rerun=FULL - {"qkv", "out"},
         source=_RECIPE + "trillium/Llama3.1-8B-MaxText/v6e-256", fits="v6e"),
     Run(name="Llama-2-70B", topology="v6e:16x16", model=LLAMA2_70B, mesh=MeshConfig(data=1, fsdp=256), batch=512,
-        seq=4_096, figure=905.0, unit="tokens", rerun=FULL - {"qkv"}, source=_RECIPE + "trillium/Llama2-70B-MaxText"),
+        seq=4_096, figure=905.0, unit="tokens", counted="full", rerun=FULL - {"qkv"},
+        source=_RECIPE + "trillium/Llama2-70B-MaxText"),
     Run(name="GPT3-175B", topology="v6e:16x16", model=GPT3, mesh=MeshConfig(data=1, fsdp=256), batch=768, seq=2_048,
-        figure=358.0, unit="tokens", source=_RECIPE + "trillium/GPT3-175B-MaxText/bf16"),
+        figure=358.0, unit="tokens", counted="full", source=_RECIPE + "trillium/GPT3-175B-MaxText/bf16"),
     Run(name="Llama-3.1-405B", topology="v6e:16x16", slices=2, model=LLAMA_405B,
-        mesh=MeshConfig(replica=2, data=1, fsdp=256), batch=512, seq=8_192, figure=149.5, unit="tokens",
+        mesh=MeshConfig(replica=2, data=1, fsdp=256), batch=512, seq=8_192, figure=149.5, unit="tokens", counted="full",
         source=_RECIPE + "trillium/Llama3.1-405B-MaxText; weights shared over both slices, here copied"),
     Run(name="Mixtral-8x22B", topology="v6e:16x16", model=MIXTRAL_8X22B,
         mesh=MeshConfig(data=1, fsdp=64, expert=4, exchange_room=1.25), batch=2_048, seq=4_096, figure=1_326.0,
-        unit="tokens", rerun=FULL - {"qkv", "out"}, capacity=1.25,
+        unit="tokens", counted="full", rerun=FULL - {"qkv", "out"}, capacity=1.25,
         source=_RECIPE + "trillium/Mixtral-8x22B-MaxText"),
     Run(name="Mixtral-8x7B", topology="v6e:16x16", model=MIXTRAL_8X7B, mesh=MeshConfig(data=1, fsdp=256),
-        batch=3_072, seq=4_096, figure=3_645.2, unit="tokens", rerun=FULL - {"qkv", "out"}, capacity=1.25,
-        source=_RECIPE + "trillium/Mixtral-8x7B-MaxText"),
+        batch=3_072, seq=4_096, figure=3_645.2, unit="tokens", counted="full", rerun=FULL - {"qkv", "out"},
+        capacity=1.25, source=_RECIPE + "trillium/Mixtral-8x7B-MaxText"),
     Run(name="Llama-3.1-405B", topology="tpu7x:4x8x8", model=LLAMA_405B, mesh=MeshConfig(data=1, fsdp=512),
         batch=1_536, seq=8_192, figure=500.0, unit="tokens", rerun=frozenset({"qkv", "scores", "out", "gate_up"}),
         source=_RECIPE + "ironwood/llama3.1-405b/8k-bf16-tpu7x-4x8x8"),
@@ -196,16 +198,17 @@ RUNS = (
     Run(name="Megatron Mixtral-8x7B", topology="h100:64",
         model=_again(MIXTRAL_8X7B, "none"),
         mesh=MeshConfig(stage=4, data=2, expert=8, microbatches=16, repeats=8, exchange_room=1.0), batch=256,
-        seq=4_096, figure=468.0, unit="full", rerun=frozenset(),
+        seq=4_096, figure=468.0, unit="flops", counted="full", rerun=frozenset(),
         source="Megatron-LM megatron/core/transformer/moe/README (MCore v0.9; mapping of its reference table)"),
     Run(name="Megatron-Bridge gpt-oss-120b", topology="h100:64", model=GPT_OSS_120B,
         mesh=MeshConfig(stage=4, data=2, expert=8, microbatches=8, exchange_room=1.0), batch=512, seq=4_096,
         figure=5_630.0, unit="tokens", rerun=frozenset(), source="Megatron-Bridge docs/performance-summary, 25.11"),
     Run(name="MaxText Llama-3.1-70B", topology="h200:256",
         model=LLAMA_70B, mesh=MeshConfig(data=2, fsdp=128), batch=512, seq=8_192, figure=1_056.0, unit="tokens",
-        rerun=frozenset({"gate_up"}), source="gpu-recipes a3ultra/maxtext-configs/llama-3.1-70b-256gpus-a3u-bf16"),
+        counted="full", rerun=frozenset({"gate_up"}),
+        source="gpu-recipes a3ultra/maxtext-configs/llama-3.1-70b-256gpus-a3u-bf16"),
     Run(name="MaxText Llama-3.1-405B", topology="b200:256", model=LLAMA_405B, mesh=MeshConfig(data=2, fsdp=128),
-        batch=512, seq=8_192, figure=1_520.0, unit="full",
+        batch=512, seq=8_192, figure=1_520.0, unit="flops", counted="full",
         source="gpu-recipes a4/maxtext-configs/llama3-1-405b-256gpus-a4-bf16"),
     Run(name="torchtitan Llama-3.1-8B", topology="h100:8", model=_again(LLAMA_8B, "dots"),
         mesh=MeshConfig(data=1, fsdp=8), batch=16, seq=8_192, figure=6_667.0, unit="tokens",

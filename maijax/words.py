@@ -11,6 +11,11 @@ def count(number: float) -> str:
     return f"{number:.3g}"
 
 
+def plural(count: int, what: str) -> str:
+    """1 run, 2 runs."""
+    return f"{count:,} {what}" + "s" * (count != 1)
+
+
 def size(number: float) -> str:
     """Bytes, in powers of ten as makers of memory count them."""
     for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "KB")):

@@ -116,6 +116,23 @@ def test_bad_input_is_one_line_and_exit_2(capsys, words, message):
 
 
 @pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("show a", "a is a run, not an experiment; runs/a/experiment.json holds its values; `maijax compare a OTHER`"),
+        ("diff phi_tiny runs/a/", "runs/a/ is a run, not an experiment; runs/a/experiment.json holds its values"),
+        ("diff phi_tiny sweep", "sweep holds 2 runs, not an experiment; `maijax compare sweep OTHER` puts runs side"),
+    ],
+)
+def test_a_run_in_an_experiments_place_is_told_where_it_belongs(capsys, tmp_path, monkeypatch, words, message):
+    for name in ("a", "sweep/trial-0000", "sweep/trial-0001"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "experiment.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(capsys, *words.split())
+    assert (code, out) == (2, "") and err.startswith(f"maijax: {message}")
+
+
+@pytest.mark.parametrize(
     ("error", "code", "words"),
     [
         (UserError("a\nb"), 2, "maijax: a b\n"),

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from maijax import plain, registry
 from maijax.cli.table import fit, paragraph, rows
 from maijax.compare import static
-from maijax.compare.static import Comparison
+from maijax.compare.static import Comparison, Group
 from maijax.config import Experiment
 from maijax.errors import UserError
 from maijax.words import count, duration
@@ -43,11 +43,15 @@ def compare(args: argparse.Namespace) -> int:
     path = _write(args.html, compared=compared, measured=measured)
     if args.json:
         print(json.dumps(plainly(compared, measured), indent=1))
-    else:
-        _print_static(compared)
-        if measured is not None:
-            _print_measured(measured)
+    elif measured is None:
+        _print_static(compared.groups, compared)
         _hint(args)
+    else:  # what was measured is the answer; of the arithmetic, what tells the sides apart
+        _print_measured(measured)
+        differing = [dataclasses.replace(group, lines=tuple(line for line in group.lines if not line.same))
+                     for group in compared.groups]
+        print("\nby arithmetic, where they differ (all of it: --json, --html)")
+        _print_static([group for group in differing if group.lines], compared)
     _say(path, args)
     return 0
 
@@ -62,26 +66,31 @@ def _sides(
     registered = set(registry.names())
     if all(name in registered for name in names):
         return [registry.get(name) for name in names], [None] * len(names), None
-    from maijax.compare import measured, runs
+    from maijax.compare import measured, runs, select
     from maijax.train import rundir
 
-    found: list[Experiment] = []
-    ran: list[str] = []
-    for name in names:
+    found: list[tuple[int, Experiment, dict[str, str] | None]] = []  # the first is where it was named
+    ran: dict[str, int] = {}
+    for at, name in enumerate(names):
         if runs.is_run(runs_dir, name):
-            ran.append(name)
+            ran.setdefault(name, at)
         elif name in registered:
-            found.append(registry.get(name))
+            found.append((at, registry.get(name), None))
         else:
             _unknown(name, runs_dir)
-    sides = runs.gather(runs_dir, ran)
-    origins: list[dict[str, str] | None] = [None] * len(found)
-    origins += [rundir.provenance(side.runs[0].folder) for side in sides]
-    found += [dataclasses.replace(side.experiment, name=side.name) for side in sides]
+    sides = runs.gather(runs_dir, list(ran))
+    named = {folder.resolve(): at for name, at in reversed(ran.items())
+             for folder in select.folders(runs_dir, name)}
+    for side in sides:
+        at = min(named[run.folder.resolve()] for run in side.runs)
+        found.append((at, dataclasses.replace(side.experiment, name=side.name),
+                      rundir.provenance(side.runs[0].folder)))
     if len(found) < 2:
         raise UserError(f"{' and '.join(names)} are seeds of one experiment, {len(sides[0].runs)} in all: name "
                         "another to compare them with")
-    return found, origins, measured.measure(sides) if sides else None
+    found.sort(key=lambda one: one[0])
+    return ([experiment for _, experiment, _ in found], [origin for *_, origin in found],
+            measured.measure(sides) if sides else None)
 
 
 def _unknown(name: str, runs_dir: str) -> None:
@@ -89,7 +98,8 @@ def _unknown(name: str, runs_dir: str) -> None:
     from maijax.train import rundir
 
     said = []
-    for look in (lambda: registry.entry(name), lambda: rundir.find(runs_dir, name)):
+    ways = [lambda: registry.entry(name), lambda: rundir.find(runs_dir, name)]
+    for look in ways[1:] if Path(name).exists() or (Path(runs_dir) / name).exists() else ways:
         try:
             look()
         except UserError as error:
@@ -128,13 +138,13 @@ def plainly(compared: Comparison, measured: Measured | None) -> dict[str, Any]:
     } | ({} if measured is None else {"measured": told.plainly(measured)})
 
 
-def _print_static(compared: Comparison) -> None:
+def _print_static(groups: Sequence[Group], compared: Comparison) -> None:
     names = [one.name for one in compared.experiments]
     for first in range(0, len(names), _BESIDE):
         part = slice(first, first + _BESIDE)
         head = ("", *names[part], "")
         tables = {group.title: [(f"  {line.what}", *line.cells()[part], line.note) for line in group.lines]
-                  for group in compared.groups}
+                  for group in groups}
         every = [head, *(row for table in tables.values() for row in table)]
         widths = fit(every, most=(28, *[_CELL] * len(names[part])))
         rows([head] if not first else [("",) * len(head), head], widths=widths)
@@ -142,7 +152,7 @@ def _print_static(compared: Comparison) -> None:
             print(f"\n{title}")
             rows(table, widths=widths)
     print()
-    if any(mark for group in compared.groups for line in group.lines for mark in line.outside):
+    if any(mark for group in groups for line in group.lines for mark in line.outside):
         paragraph("* beyond the sizes that the law was fitted to")
     paragraph(difference_words(compared))
 
@@ -162,7 +172,7 @@ def difference_words(compared: Comparison) -> str:
 def _print_measured(found: Measured) -> None:
     from maijax.compare import measured as told
 
-    print(f"\nheld-out loss ({found.why_metric})")
+    print(f"held-out loss ({found.why_metric})")
     head = ("", "at the end", "tokens", "FLOPs", "time")
     table = [(f"  {side.name}", told.spread(found.ends[i]), count(side.runs[0].last.tokens),
               f"{side.runs[0].last.flops:.3g}", _time(side.runs[0].last.seconds)) for i, side in enumerate(found.sides)]
@@ -175,12 +185,14 @@ def _print_measured(found: Measured) -> None:
         for first in range(0, len(found.sides), _BESIDE):
             _print_levels(found, list(range(first, min(first + _BESIDE, len(found.sides)))))
     if found.gains:
-        print(f"\ngain: how many times as much {found.sides[0].name} needs to come as low{told.OVER_PAIRS}")
+        print()
+        paragraph(f"gain: how many times as much {found.sides[0].name} needs to come as low{told.OVER_PAIRS}",
+                  indent="")
         head = ("", "tokens", "FLOPs", "seconds")
         table = [(f"  {side.name}", *map(told.gain_words, gains))
                  for side, gains in zip(found.sides[1:], found.gains, strict=True)]
         rows([head, *table], widths=fit([head, *table], most=(24, 23, 23)))
-    for note in dict.fromkeys([*(gain.why for gains in found.gains for gain in gains), *found.cautions]):
+    for note in found.notes:
         paragraph(f"note: {note}")
 
 
@@ -203,7 +215,8 @@ def _print_levels(found: Measured, which: list[int]) -> None:
 def _print_ladder(found: Ladder) -> None:
     from maijax.compare import measured as told
 
-    print(f"gain of {found.b} over {found.a}, by size ({found.why_metric})\n")
+    paragraph(f"gain of {found.b} over {found.a}, by size ({found.why_metric})", indent="")
+    print()
     head = ("  parameters", "FLOPs", "loss A", "loss B", "seeds", "tried", f"gain{told.OVER_PAIRS}")
     table = []
     for rung in found.rungs:

@@ -12,7 +12,7 @@ from maijax.cli import choose
 from maijax.cli.table import fit as fitted
 from maijax.cli.table import paragraph, rows
 from maijax.errors import UserError
-from maijax.words import count
+from maijax.words import count, plural
 
 if TYPE_CHECKING:
     from maijax.compare import fits, isoflop, ledger, points
@@ -29,9 +29,12 @@ def fit(args: argparse.Namespace) -> int:
 
     measure = "bits_per_byte" if args.bits else "loss"
     found = points.gather(args.runs, runs_dir=args.runs_dir, count=args.params, measure=measure)
-    law = fits.fit(found.points)
+    try:
+        law = fits.fit(found.points)
+    except UserError as error:
+        raise UserError("; ".join([str(error), *points.left_out_words(found.left_out)])) from None
     budgets = isoflop.fit(found.points)
-    entry = file = None
+    entry = kept = None
     if args.name:
         experiment, _ = choose.experiment(args)
         if found.run is not None:
@@ -46,14 +49,18 @@ def fit(args: argparse.Namespace) -> int:
         fit_page.write(args.html, fit=law, budgets=budgets, entry=entry, unit=select.UNIT[measure],
                        counted=args.params)
     if entry is not None and not args.dry_run:  # after the page, so that what failed can be said again
-        file = ledger.write(args.runs_dir, entry)
+        kept = ledger.write(args.runs_dir, entry)
+    file = None if kept is None else Path(args.runs_dir) / ledger.LEDGER
     if args.json:
-        kept = {"ledger": None if file is None else str(file)}
-        print(json.dumps(plainly(found, law, budgets, entry, args) | kept, indent=1, allow_nan=False))
+        told = plainly(found, law, budgets, kept or entry, args) | {"ledger": None if file is None else str(file)}
+        print(json.dumps(told, indent=1, allow_nan=False))
         return 0
     tell(found, law, budgets, args)
     if entry is not None:
-        tell_entry(entry, file)
+        tell_entry(kept or entry)
+        if kept and kept is not entry:
+            paragraph(f"the same was foretold at {kept.at}, and is kept once")
+        paragraph(f"kept in {file}; `maijax fit --ledger` scores it" if file else "nothing was written")
     if args.html:
         print(f"\npage: {args.html}")
     return 0
@@ -73,18 +80,15 @@ def _check(args: argparse.Namespace) -> None:
 
 def tell(found: points.Points, law: fits.Fit, budgets: isoflop.IsoFlop | None, args: argparse.Namespace) -> None:
     """Prints what was fitted, coefficients, the best split, budgets, and what each run missed the law by."""
-    from maijax.compare import select
+    from maijax.compare import points, select
 
     unit = select.UNIT["bits_per_byte" if args.bits else "loss"]
     print(f"{len(law.points)} points, held-out {unit}, N of {args.params} parameters")
     paragraph(f"{law.form.text}: {law.form.why}")
-    if found.left_out:
-        reasons: dict[str, list[str]] = {}
-        for name, why in found.left_out:
-            reasons.setdefault(why, []).append(name)
-        for why, names in reasons.items():
-            more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-            paragraph(f"left out, {why}: {', '.join(names[:4])}{more}")
+    for said in points.left_out_words(found.left_out):
+        paragraph(said)
+    if found.differ:
+        paragraph(f"not the same in all runs, beside size and length: {points.differ_words(found.differ)}")
     table = [("", "value", f"{_level():.0%} of resamples")]
     table += [(f"  {name}", _number(e.value), e.span(_number)) for name, e in law.coefficients().items()]
     if (split := law.best_split()) is not None:
@@ -130,14 +134,13 @@ def _tell_runs(law: fits.Fit) -> None:
     rows(table, widths=fitted(table, most=(48, 8, 8, 9, 9)))
 
 
-def tell_entry(entry: ledger.Entry, file: Path | None) -> None:
+def tell_entry(entry: ledger.Entry) -> None:
     print()
     said = " ".join([entry.name, *entry.settings])
     paragraph(f"{said}: foretold {entry.predicted:.4f}, {entry.low:.4f} to {entry.high:.4f} for {entry.level:.0%} of "
               f"single runs ({count(entry.params)} parameters, {count(entry.tokens)} tokens)")
     if entry.void:
         paragraph(f"no prediction: {entry.void}; it is kept as such")
-    paragraph(f"kept in {file}; `maijax fit --ledger` scores it" if file else "nothing was written")
 
 
 def scored(args: argparse.Namespace) -> int:
@@ -168,14 +171,15 @@ def scored(args: argparse.Namespace) -> int:
     settled = [s for s in found if s.standing in ("inside", "outside")]
     print()
     if any(s.standing == "open" for s in found):
-        print("open: no run of that configuration is finished")
+        paragraph("open: no run of that configuration is finished", indent="")
     if any(s.standing == "too late" for s in found):
-        print("too late: a run of that configuration had begun before it was foretold, which makes it no prediction")
+        paragraph("too late: a run of that configuration had begun before it was foretold, which makes it no "
+                  "prediction", indent="")
     if any(s.standing == "says nothing" for s in found):
         print(f"says nothing: the interval's high end is over {ledger.WIDEST:g} times its low one")
     if settled:
         inside = sum(s.standing == "inside" for s in settled)
-        print(f"{inside} of {len(settled)} predictions inside their interval, which asks for {_level():.0%}")
+        print(f"{inside} of {plural(len(settled), 'prediction')} inside the interval, which asks for {_level():.0%}")
     return 0
 
 
@@ -195,6 +199,7 @@ def plainly(
              "miss": math.expm1(r), "losses": p.losses} for p, r in zip(law.points, law.residuals, strict=True)
         ],
         "left_out": [{"name": name, "why": why} for name, why in found.left_out],
+        "differ": dict(found.differ),
         "isoflop": None if budgets is None else {
             "budgets": [{"flops": b.flops, "params": _estimate(b.params), "tokens": _estimate(b.tokens),
                          "loss": _estimate(b.loss), "points": [p.name for p in b.points]} for b in budgets.budgets],

@@ -22,6 +22,8 @@ from maijax.plan.arithmetic import Estimate
 
 _COMPILED = 3  # of a search's best layouts
 _MOST_COMPILED = 9  # if none of these compiles and fits
+_COUNTED = ("parameters", "optimizer state", "batch")  # of the model's uses of memory: the shapes say them exactly
+_WHEN = {"always": "", "layers": ", while going back through the layers", "head": ", at the head"}
 _QUIET = 30.0  # seconds between words of progress where there is no terminal
 
 
@@ -216,13 +218,16 @@ class Plan:
             ("  optimizer state", _gib(memory["optimizer"]), "exact"),
             ("  batch", _gib(memory["batch"]), "exact"),
         ]
+        table += [(f"  {use.what}", _gib(use.size), f"model{_WHEN[use.when]}") for use in self.estimate.memory
+                  if use.what not in _COUNTED and use.size]
+        table.append(("  peak by arithmetic", _gib(self.estimate.peak_bytes), f"model, of {_gib(self.room)}"))
         if "peak" in memory:
             table += [
                 ("  all that goes in, as laid out there", _gib(memory["arguments"]), "compiler"),
                 ("  temporaries", _gib(memory["temporaries"]), "compiler"),
                 ("  peak", _gib(memory["peak"]), f"compiler, of {_gib(self.room)}"),
             ]
-        return [*table, ("  peak by arithmetic", _gib(self.estimate.peak_bytes), "model")]
+        return table
 
     def _time(self) -> list[tuple[str, str, str]]:
         table = [(f"  {part.what}", f"{part.seconds:.3g}", "model") for part in self.estimate.times]

@@ -17,6 +17,7 @@ from maijax.cli.table import count, fit, paragraph, rows, size
 from maijax.compare.meaning import MEANINGS, Difference, differences
 from maijax.config import Experiment
 from maijax.errors import UserError
+from maijax.words import plural
 
 T = TypeVar("T")
 
@@ -52,7 +53,7 @@ def list_(args: argparse.Namespace) -> int:
         table.append((name, size_text, count(totals["tokens"]), _question(name)))
     for name, sweep in sweeps.items():
         tokens = count(sweep.count * _totals(sweep.base)["tokens"])
-        table.append((name, f"sweep, {sweep.count} trial{'' if sweep.count == 1 else 's'}", tokens, _question(name)))
+        table.append((name, f"sweep, {plural(sweep.count, 'trial')}", tokens, _question(name)))
     rows(table, widths=fit(table, most=(24, 19, 6)))
     return code
 

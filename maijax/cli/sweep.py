@@ -17,6 +17,7 @@ from maijax.sweep import drive, groups, launch, picture, seeds, suggest
 from maijax.sweep.groups import SEED
 from maijax.sweep.study import Study, Trial, check, newest
 from maijax.train import rundir
+from maijax.words import plural
 
 SHOWN = 40  # lines of a table
 LEAST = 12  # columns for what is said of a trial
@@ -41,7 +42,7 @@ def sweep(args: argparse.Namespace) -> int:
         tell(study, trials, page)
         if not finished:
             ended = sum(trial.result is not None for trial in trials)
-            print(f"stopped with {ended} of {_many(study.count, 'trial')} ended, the others saved; "
+            print(f"stopped with {ended} of {plural(study.count, 'trial')} ended, the others saved; "
                   "the same command goes on")
     if not finished:
         return run.STOPPED
@@ -111,7 +112,7 @@ def foretell(asked: Sweep, folder: Path, args: argparse.Namespace) -> int:
     """Says what a sweep would do, and writes nothing."""
     check(folder, asked)
     of = f" of {asked.base.name}" if asked.base.name else ""  # a registered sweep's base has no name of its own
-    print(f"{asked.name}: {_many(asked.count, 'trial')}{of}, {asked.sampler}, in {folder}")
+    print(f"{asked.name}: {plural(asked.count, 'trial')}{of}, {asked.sampler}, in {folder}")
     for path, one in asked.dimensions.items():
         paragraph(f"{path}: {_described(one)}")
     if asked.sampler != "tpe":
@@ -119,25 +120,21 @@ def foretell(asked: Sweep, folder: Path, args: argparse.Namespace) -> int:
         tokens = sum(e.tokens for e in experiments)
         shapes = [groups.signature(e) for e in experiments]
         programs = len(set(shapes) - {None}) + shapes.count(None)
-        paragraph(f"{tokens:,} tokens in all; {_many(programs, 'different program')}, at most "
-                  f"{_many(args.together, 'trial')} in one at a time")
+        paragraph(f"{tokens:,} tokens in all; {plural(programs, 'different program')}, at most "
+                  f"{plural(args.together, 'trial')} in one at a time")
     study = Study(folder, asked, {})
     begun = study.trials()
     if not begun:
-        print(f"would start {_many(asked.count, 'trial')}; nothing was written")
+        print(f"would start {plural(asked.count, 'trial')}; nothing was written")
         return 0
     ended = sum(trial.result is not None for trial in begun)
     if ended == asked.count:
-        print(f"would train nothing: {_many(ended, 'trial')} of {ended:,} ended; nothing was written")
+        print(f"would train nothing: {plural(ended, 'trial')} of {ended:,} ended; nothing was written")
         return 0
     saved = sum(trial.result is None and newest(study.where(trial.number)) > 0 for trial in begun)
-    print(f"would go on: {ended} of {_many(asked.count, 'trial')} ended, {saved} to go on from a checkpoint, "
+    print(f"would go on: {ended} of {plural(asked.count, 'trial')} ended, {saved} to go on from a checkpoint, "
           f"{asked.count - ended - saved} to start; nothing was written")
     return 0
-
-
-def _many(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _described(one: Range | Choice) -> str:

@@ -30,10 +30,11 @@ def fit(table: Iterable[Sequence[str]], *, most: Sequence[int]) -> list[int]:
     return [*widths, WIDTH - sum(widths) - _GAP * len(widths)]
 
 
-def paragraph(text: str) -> None:
-    """Prints text line by line, indented."""
+def paragraph(text: str, indent: str = "  ") -> None:
+    """Prints text line by line, indented; what goes on below is indented more."""
     for line in text.splitlines():
-        print(textwrap.fill(line, WIDTH, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False))
+        print(textwrap.fill(line, WIDTH, initial_indent=indent, subsequent_indent=indent + "  ",
+                            break_on_hyphens=False))
 
 
 def _wrap(text: str, width: int) -> list[str]:

@@ -42,7 +42,7 @@ class Gain:
     factor: float | None  # None: cannot be told
     low: float | None  # over the pairs of seeds, or a bound where only that is known
     high: float | None
-    why: str  # in words, with what limits it
+    why: tuple[str, ...]  # what limits it, in words
 
 
 def curve(run: Run, budget: Budget, metric: Metric) -> list[tuple[float, float]]:
@@ -96,18 +96,19 @@ def gain(a: Side, b: Side, budget: Budget, metric: Metric) -> Gain:
     theirs = [curve(run, budget, metric) for run in b.runs]
     if not all(ours) or not all(theirs):
         why = f"cannot be told: no {NAMES[budget]} were logged"
-        return Gain(budget=budget, factor=None, low=None, high=None, why=why)
+        return Gain(budget=budget, factor=None, low=None, high=None, why=(why,))
     pairs = [_factor(x, y) for x in ours for y in theirs]
     known = [factor for factor, _ in pairs if factor is not None]
     if len(known) < len(pairs):
         return _bound(pairs, budget, a)
     factor = math.exp(statistics.fmean(map(math.log, known)))
-    caution = "by interpolation on A's curve"
+    why = [f"by interpolation on the curve of {a.name}"]
     inside = any(points[-1][0] / y[-1][0] > 1.001 * f for points in ours for y in theirs
                  for f in [_factor(points, y)[0]] if f is not None)
     if inside and a.experiment.optim.schedule != "constant":
-        caution += "; its loss before the end is from before its rate decayed, so a shorter run of A would do better"
-    return Gain(budget=budget, factor=factor, low=min(known), high=max(known), why=caution)
+        why.append(f"before its end the loss of {a.name} is from before its rate decayed, so a shorter run of it would "
+                   "do better")
+    return Gain(budget=budget, factor=factor, low=min(known), high=max(known), why=tuple(why))
 
 
 def _bound(pairs: Sequence[tuple[float | None, float]], budget: Budget, a: Side) -> Gain:
@@ -116,13 +117,13 @@ def _bound(pairs: Sequence[tuple[float | None, float]], budget: Budget, a: Side)
     below = [-bound for factor, bound in pairs if factor is None and bound < 0]
     if above and not below:
         least = min([*above, *(f for f, _ in pairs if f is not None)])
-        why = f"cannot be told: {a.name} never reaches that loss, so more than x{least:.3g}"
-        return Gain(budget=budget, factor=None, low=least, high=None, why=why)
+        why = f"{a.name} never reaches that loss: a bound, by what it spent"
+        return Gain(budget=budget, factor=None, low=least, high=None, why=(why,))
     if below and not above:
         most = max([*below, *(f for f, _ in pairs if f is not None)])
-        why = f"cannot be told: {a.name} is better at its first evaluation already, so less than x{most:.3g}"
-        return Gain(budget=budget, factor=None, low=None, high=most, why=why)
-    return Gain(budget=budget, factor=None, low=None, high=None, why="cannot be told: the seeds disagree")
+        why = f"{a.name} is better at its first evaluation already: a bound, by what it had spent"
+        return Gain(budget=budget, factor=None, low=None, high=most, why=(why,))
+    return Gain(budget=budget, factor=None, low=None, high=None, why=("cannot be told: the seeds disagree",))
 
 
 def _factor(a: Curve, b: Curve) -> tuple[float | None, float]:

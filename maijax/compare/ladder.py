@@ -13,6 +13,7 @@ from maijax.compare.runs import Run, Side, copies_words, gather, metric_of, valu
 from maijax.compare.select import Metric
 from maijax.compare.trend import Needed, Trend
 from maijax.errors import UserError
+from maijax.words import plural
 
 FEWEST = 3  # sizes that a verdict needs
 _NEAR = math.log(1.25)  # sizes of two sides match within this factor, in parameters and in tokens
@@ -98,8 +99,8 @@ def of_sides(
     rungs = _match(sizes_a, sizes_b, a, b, notes)
     if len(rungs) < FEWEST:
         raise UserError(
-            f"{a} and {b} share {len(rungs)} sizes with finished runs, a verdict over scale needs {FEWEST}: train both "
-            f"at more sizes{'; ' + '; '.join(notes) if notes else ''}"
+            f"{a} and {b} share {plural(len(rungs), 'size')} with finished runs, a verdict over scale needs {FEWEST}: "
+            f"train both at more sizes{'; ' + '; '.join(notes) if notes else ''}"
         )
     table, index = [], []
     for i, rung in enumerate(rungs):
@@ -120,8 +121,8 @@ def of_sides(
             break
     tried = [(name, max(s.tried for s in sizes)) for name, sizes in ((a, sizes_a), (b, sizes_b))]
     if tried[0][1] != tried[1][1]:
-        notes.append("best of up to " + ", ".join(f"{count} configurations a size in {name}" for name, count in tried)
-                     + ": the side that tried more is flattered")
+        most = ", ".join(f"{plural(count, 'configuration')} a size in {name}" for name, count in tried)
+        notes.append(f"best of up to {most}: the side that tried more is flattered")
     return Ladder(a=a, b=b, metric=metric, why_metric=why, rungs=tuple(rungs), trend=found,
                   needed=lacking, notes=tuple(notes))
 
@@ -132,7 +133,7 @@ def _sizes(name: str, sides: Sequence[Side], metric: Metric, notes: list[str]) -
     for side in sides:
         done = tuple(run for run in side.runs if run.finished)
         if len(done) < len(side.runs):
-            notes.append(f"{len(side.runs) - len(done)} of {side.name} not finished, left out")
+            notes.append("left out, not finished: " + ", ".join(run.name for run in side.runs if not run.finished))
         if done:
             one = side.experiment
             key = scaling.parameters(one.model).active, one.tokens
@@ -161,11 +162,10 @@ def _match(ours: Sequence[Size], theirs: Sequence[Size], a: str, b: str, notes: 
             rungs.append(Rung(a=ours[i], b=theirs[j], pairs=tuple(pairs)))
             alone = len(ours[i].side.runs) + len(theirs[j].side.runs) - 2 * len(pairs)
             if alone:
-                notes.append(f"{alone} runs at {ours[i].parameters:,} parameters have no partner and do not count in "
-                             "the trend")
+                notes.append(f"without a partner, so not counted in the trend: {plural(alone, 'run')} at "
+                             f"{ours[i].parameters:,} parameters")
     for name, sizes, used in ((a, ours, used_a), (b, theirs, used_b)):
-        lone = [f"{size.parameters:,}" for i, size in enumerate(sizes) if i not in used]
-        if lone:
+        if lone := dict.fromkeys(f"{size.parameters:,}" for i, size in enumerate(sizes) if i not in used):
             notes.append(f"only {name} has {', '.join(lone)} parameters")
     return sorted(rungs, key=lambda rung: rung.flops("a"))
 

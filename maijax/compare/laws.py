@@ -14,12 +14,13 @@ import numpy as np
 
 from maijax.compare.points import Point
 from maijax.errors import UserError
+from maijax.words import plural
 
 LEAST_SPREAD = 1.5  # largest over smallest of a variable; less tells nothing of a power of it
 _SAME = 1.05  # largest over smallest of what is held constant
 _OFF = 1.5  # how far from the points' line a prediction may lie, in tokens
 _ALONG = 0.1  # spread of log tokens at equal parameters, below which the two rise as one
-_SIZES = 3  # different values of a variable that a power with an offset needs
+_VALUES = 3  # different values of a variable that a power with an offset needs
 _SPARE = 1  # points more than coefficients
 
 
@@ -45,6 +46,7 @@ class Form:
         return [NAMES[v] for v in self.variables]
 
 
+KIND = {"params": "size", "tokens": "length", "flops": "size"}
 LETTER = {"params": "N", "tokens": "D", "flops": "C"}
 NAMES = {"params": ("A", "alpha"), "tokens": ("B", "beta"), "flops": ("K", "gamma")}
 
@@ -62,8 +64,8 @@ def choose(points: Sequence[Point]) -> Form:
     varies = {v: _varies(points, v) for v in ("params", "tokens")}
     if not any(varies.values()):
         raise UserError(
-            f"{len(points)} point{'s' * (len(points) > 1)} of one size and one length, {points[0].params:.4g} "
-            f"parameters and {points[0].tokens:.4g} tokens: a law needs runs of {_SIZES} sizes, or of {_SIZES} lengths"
+            f"{plural(len(points), 'point')} of one size and one length, {points[0].params:.4g} parameters and "
+            f"{points[0].tokens:.4g} tokens: a law needs {_least(1)} sizes or {_least(1)} lengths; add runs"
         )
     if all(varies.values()):
         n, d = np.log(column(points, "params")), np.log(column(points, "tokens"))
@@ -78,20 +80,50 @@ def choose(points: Sequence[Point]) -> Form:
         form = Form(variables=("params",), why=f"all at {points[0].tokens:.4g} tokens")
     else:
         form = Form(variables=("tokens",), why=f"all of {points[0].params:.4g} parameters")
+    if lacking := _lacking(form, points):
+        raise UserError(f"{form.text} cannot be told from {plural(len(points), 'point')}: {lacking}")
+    return form
+
+
+def _least(variables: int) -> int:
+    """Points that a law of so many variables needs."""
+    return 1 + 2 * variables + _SPARE
+
+
+def _lacking(form: Form, points: Sequence[Point]) -> str:
+    """What must be added before the points can tell the law, and what can be fitted without it; empty if they can."""
+    least = _least(len(form.variables))
+    each = least if len(form.variables) == 1 else _VALUES  # with one variable every point is a value of it
+    missing = []
     for variable in form.variables:
         values = column(points, variable)
-        distinct = _distinct(values)
-        if distinct < _SIZES or values.max() / values.min() < LEAST_SPREAD:
-            raise UserError(
-                f"{variable} take {distinct} values from {values.min():.4g} to {values.max():.4g}: a power law with an "
-                f"offset needs {_SIZES} or more, the largest at least {LEAST_SPREAD} times the smallest; add runs"
-            )
-    if len(points) < form.coefficients + _SPARE:
-        raise UserError(
-            f"{len(points)} points for the {form.coefficients} coefficients of {form.text}: at least "
-            f"{form.coefficients + _SPARE} are needed; add runs"
-        )
-    return form
+        if (distinct := _distinct(values)) < _VALUES or (distinct < each and len(points) < least):
+            missing.append(f"there {'is' if distinct == 1 else 'are'} {plural(distinct, KIND[variable])}, {each} are "
+                           "needed")
+        elif values.max() / values.min() < LEAST_SPREAD:
+            missing.append(f"{KIND[variable]}s go from {values.min():.4g} to {values.max():.4g} {variable}, the "
+                           f"largest must be at least {LEAST_SPREAD} times the smallest")
+    if not missing and len(points) < least:
+        missing.append(f"{least} points are needed")
+    if not missing:
+        return ""
+    return f"{'; '.join(missing)}; add runs{_alone(points) if len(form.variables) > 1 else ''}"
+
+
+def _alone(points: Sequence[Point]) -> str:
+    """How the runs of one length, or of one size, are fitted alone: those that lack the fewest."""
+    ways = []
+    for shared, free in (("tokens", "params"), ("params", "tokens")):
+        for value in sorted(set(column(points, shared)), reverse=True):
+            group = [p for p in points if value / _SAME <= getattr(p, shared) <= value * _SAME]
+            runs = [run for p in group for run in p.runs]
+            if runs:
+                ways.append((max(0, _least(1) - _distinct(column(group, free))), f"{value:.4g} {shared}", free, runs))
+    if not ways:
+        return ""
+    lack, which, free, runs = min(ways, key=lambda way: way[0])
+    more = f"add {lack} of another {KIND[free]} at {which} and fit these" if lack else f"fit those of {which}"
+    return f"; or {more} alone: maijax fit {' '.join([*runs, *['RUN'] * lack])}"
 
 
 def off(form: Form, points: Sequence[Point], place: Point) -> str:

@@ -20,10 +20,10 @@ from typing import Any, Literal, NamedTuple
 
 from maijax import plain
 from maijax.compare.fits import LEVEL, Estimate, Fit
-from maijax.compare.points import LEDGER, Point, last_evaluation
-from maijax.compare.select import Metric, digest
+from maijax.compare.points import LEDGER, Point
+from maijax.compare.select import Metric, digest, title
 from maijax.errors import UserError
-from maijax.train import rundir
+from maijax.train import metrics, rundir
 
 Standing = Literal["open", "inside", "outside", "too late", "says nothing"]
 WIDEST = 2.0  # high over low of an interval that says something: training seldom does more than halve a loss
@@ -50,6 +50,13 @@ class Entry:
     law: str
     coefficients: dict[str, float | None]  # None: beyond any number, where a term tells nothing
     points: tuple[dict[str, Any], ...]  # that it was fitted to
+
+    @property
+    def same(self) -> str:
+        """Equal for predictions that say the same of the same run, whenever they were made."""
+        points = sorted((point["params"], point["tokens"], point["loss"]) for point in self.points)
+        return plain.fingerprint([self.digest, self.begun, self.measure, self.count, self.law, points,
+                                  f"{self.predicted:.4g}"])
 
     @property
     def void(self) -> str:
@@ -84,7 +91,7 @@ def foretell(
     if not told.told:
         raise UserError(f"{place.name}: {len(fit.points)} points cannot tell its loss, which may be anything from "
                         f"{told.low:.3g} to {told.high:.3g}; add sizes or lengths")
-    begun = next((folder.name for folder in runs_of(runs_dir).get(mine, []) if rundir.begun(folder)), "")
+    begun = next((title(folder) for folder in runs_of(runs_dir).get(mine, []) if rundir.begun(folder)), "")
     return Entry(
         at=_now(), name=place.name, settings=tuple(settings), digest=mine, begun=begun, measure=measure,
         count=count, params=place.params, tokens=place.tokens, flops=place.flops, predicted=told.value, low=told.low,
@@ -94,13 +101,19 @@ def foretell(
     )
 
 
-def write(runs_dir: str | Path, entry: Entry) -> Path:
-    """Appends an entry: the whole line on disk, or none of it, whoever else writes; returns the file."""
+def write(runs_dir: str | Path, entry: Entry) -> Entry:
+    """Appends an entry, the whole line on disk or none of it, whoever else writes; returns what is kept.
+
+    A prediction that is there already is not kept twice: what is returned then is the earlier one.
+    """
     file = Path(runs_dir) / LEDGER
     file.parent.mkdir(parents=True, exist_ok=True)
     line = json.dumps(plain.to_plain(entry), allow_nan=False).encode() + b"\n"
     with open(file, "ab+", buffering=0) as out:
         fcntl.flock(out, fcntl.LOCK_EX)
+        for earlier in read(runs_dir):
+            if earlier.same == entry.same:
+                return earlier
         end = out.seek(0, os.SEEK_END)
         if end:
             out.seek(end - 1)
@@ -112,24 +125,25 @@ def write(runs_dir: str | Path, entry: Entry) -> Path:
         except OSError:
             os.ftruncate(out.fileno(), end)
             raise
-    return file
+    return entry
 
 
 def read(runs_dir: str | Path) -> list[Entry]:
-    """All entries, oldest first; a torn line is passed over. A missing file has none."""
+    """All entries, oldest first, each prediction once; a torn line is passed over. A missing file has none."""
     file = Path(runs_dir) / LEDGER
     try:
         lines = file.read_bytes().split(b"\n")
     except FileNotFoundError:
         return []
-    found = []
+    found: dict[str, Entry] = {}
     for line in lines:
         try:
             record = json.loads(line)
-            found.append(Entry(**record | {k: tuple(record[k]) for k in ("settings", "points")}))
+            entry = Entry(**record | {k: tuple(record[k]) for k in ("settings", "points")})
+            found.setdefault(entry.same, entry)
         except (ValueError, TypeError, KeyError):
             continue
-    return found
+    return list(found.values())
 
 
 def scores(runs_dir: str | Path) -> list[Score]:
@@ -155,11 +169,11 @@ def _score(entry: Entry, folders: Sequence[Path]) -> Score:
     late = bool(entry.begun) or any(rundir.begun(folder) and _started(folder) <= said for folder in folders)
     void: Standing | None = "too late" if late else "says nothing" if entry.void else None
     for folder in folders:
-        last = last_evaluation(folder)
+        last = metrics.final(metrics.read(folder))
         if last is None or not isinstance(measured := last.get(entry.measure), int | float):
             continue
         inside: Standing = "inside" if entry.low <= measured <= entry.high else "outside"
-        return Score(entry, void or inside, folder.name, float(measured))
+        return Score(entry, void or inside, title(folder), float(measured))
     return Score(entry, void or "open", entry.begun, None)
 
 

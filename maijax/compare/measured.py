@@ -36,6 +36,12 @@ class Measured:
         costs = {round(run.last.flops / run.last.tokens) for side in self.sides for run in side.runs}
         return [level for level in self.levels if level.budget != "flops" or len(costs) > 1]
 
+    @property
+    def notes(self) -> list[str]:
+        """What limits the gains and what else a reader must know, each once."""
+        return list(dict.fromkeys([*(why for gains in self.gains for gain in gains for why in gain.why),
+                                   *self.cautions]))
+
 
 def measure(sides: Sequence[Side]) -> Measured:
     """Of one side or more; raises UserError if they cannot be compared by one number."""
@@ -150,9 +156,9 @@ def verdict_words(found: Ladder) -> list[str]:
 def _settle(found: Ladder, lacking: Needed) -> str:
     ways = []
     if lacking.seeds is not None:
-        ways.append(f"{lacking.seeds} seeds of every size on both sides ({found.more_runs} more runs)")
+        ways.append(f"{words.plural(lacking.seeds, 'seed')} of every size on both sides ({found.more_runs} more runs)")
     if lacking.sizes is not None and lacking.sizes > len(found.rungs):
-        ways.append(f"{lacking.sizes - len(found.rungs)} larger sizes at the same spacing")
+        ways.append(f"{words.plural(lacking.sizes - len(found.rungs), 'larger size')} at the same spacing")
     if not ways:
         return ("no sensible number of runs would settle it: the slope lies too near the margin, or the spread is too "
                 "wide")

@@ -137,8 +137,7 @@ def _measured(found: Measured) -> str:
         if found.gains:
             told = [gain_words(gains[i]) for gains in found.gains]
             rows += _row(f"gain over {names[0]}, in {kind}{OVER_PAIRS}", ["", *told])
-    notes = dict.fromkeys([*(f"{side.name}: {side.how}" for side in found.sides if side.how),
-                           *(gain.why for gains in found.gains for gain in gains), *found.cautions])
+    notes = [*(f"{side.name}: {side.how}" for side in found.sides if side.how), *found.notes]
     said = "".join(f"<li>{text(note)}</li>" for note in notes)
     return (
         f'{_figures([charts.of_runs(found)], "Measured", wide=True)}\n<div class="table"><table class="facts-table">'

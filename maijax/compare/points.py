@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from maijax import scaling, weights
+from maijax import overrides, plain, scaling, weights
 from maijax.compare import select
+from maijax.compare.meaning import differences
 from maijax.compare.select import Metric
 from maijax.config import Experiment, ModelConfig
 from maijax.errors import UserError
@@ -30,6 +31,8 @@ COUNTS: dict[str, Callable[[ModelConfig], int]] = {
 _FILES = (".csv", ".json")
 LEDGER = "ledger.jsonl"  # lies among the runs, so that `runs/*` names it too
 _COLUMNS = ("params", "tokens", "loss")
+_LENGTH = ("train.steps", "train.seed")  # with the size, what tells the points of a law and their seeds apart
+SAID = 8  # runs that a line names
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,6 +45,7 @@ class Point:
     flops: float
     loss: float  # held out, at the end; nats per token unless bits per byte were asked for
     losses: tuple[float, ...] = ()  # of each seed
+    runs: tuple[str, ...] = ()  # the folder of each seed's run; those of a file have none
     digests: tuple[str, ...] = ()  # of each seed's configuration, see `select.digest`; those of a file have none
 
 
@@ -52,6 +56,7 @@ class Points:
     points: tuple[Point, ...]
     left_out: tuple[tuple[str, str], ...] = ()
     run: tuple[str, Experiment] | None = None  # one of the runs, by whose text others are compared; None: files only
+    differ: tuple[tuple[str, tuple[str, ...]], ...] = ()  # settings that are not the same in all, and their values
 
 
 def gather(
@@ -65,36 +70,70 @@ def gather(
     """
     read: list[Point] = []
     left_out: list[tuple[str, str]] = []
-    ended: dict[Path, tuple[Experiment, float]] = {}  # by the run's folder, so that none counts twice
+    ended: dict[Path, tuple[Path, Experiment, float]] = {}  # by the run's folder, so that none counts twice
     for run in runs:
         if Path(run).name == LEDGER:
             continue
-        if run.endswith(_FILES) and Path(run).is_file():
+        if run.endswith(_FILES) and not Path(run).is_dir():
             read += read_file(run, measure)
             continue
         for folder in select.folders(runs_dir, run) or [rundir.find(runs_dir, run)]:
-            if (folder := folder.resolve()) in ended:
+            if folder.resolve() in ended:
                 continue
-            experiment, last = rundir.load(folder), last_evaluation(folder)
-            if last is None or not _sound(last.get(measure)):
-                left_out.append((folder.name, "not finished"))
-                continue
-            ended[folder] = experiment, float(last[measure])
-    first = next(((folder.name, experiment) for folder, (experiment, _) in ended.items()), None)
-    for folder, (experiment, _) in ended.items():
+            experiment, last = rundir.load(folder), metrics.final(metrics.read(folder))
+            if last is None:
+                left_out.append((select.title(folder), metrics.damage(folder) or "not finished"))
+            elif not _sound(last.get(measure)):
+                left_out.append((select.title(folder), f"its held-out {measure} is no number"))
+            else:
+                ended[folder.resolve()] = folder, experiment, float(last[measure])
+    first = next(((select.title(folder), experiment) for folder, experiment, _ in ended.values()), None)
+    ran = []
+    for folder, experiment, loss in ended.values():
+        name = select.title(folder)
         if first is not None:
-            select.comparable(first, (folder.name, experiment), measure)
-    ran = [
-        (dataclasses.replace(of_experiment(one, name=folder.name, count=count), loss=loss), one)
-        for folder, (one, loss) in ended.items()
-    ]
+            select.comparable(first, (name, experiment), measure)
+        point = of_experiment(experiment, name=name, count=count)
+        ran.append((dataclasses.replace(point, loss=loss, runs=(str(folder),)), experiment))
     places: dict[tuple[float, float], list[Point]] = {}
     for point in read:
         places.setdefault((point.params, point.tokens), []).append(point)
     found = [*map(_mean, places.values()), *_best(ran, left_out)]
     if not found:
-        raise UserError(f"no finished run among {', '.join(runs)}; `maijax run NAME` makes one")
-    return Points(points=tuple(found), left_out=tuple(left_out), run=first)
+        raise UserError("; ".join([f"no finished run among {', '.join(runs)}", *left_out_words(left_out)]))
+    taken = {digest for point in found for digest in point.digests}
+    experiments = [experiment for _, experiment in ran if select.digest(experiment) in taken]
+    return Points(points=tuple(found), left_out=tuple(left_out), run=first, differ=tuple(differ(experiments)))
+
+
+def left_out_words(left_out: Sequence[tuple[str, str]]) -> list[str]:
+    """A line for each reason, with the runs that it holds for."""
+    reasons: dict[str, list[str]] = {}
+    for name, why in left_out:
+        reasons.setdefault(why, []).append(name)
+    return [f"left out, {why}: {', '.join(names[:SAID])}{f' and {len(names) - SAID} more' * (len(names) > SAID)}"
+            for why, names in reasons.items()]
+
+
+def differ_words(found: Sequence[tuple[str, Sequence[str]]]) -> str:
+    """optim.name (adamw, muon), optim.lr (8 values)."""
+    said = [f"{path} ({', '.join(values) if len(values) <= 4 else f'{len(values)} values'})" for path, values in found]
+    return ", ".join(said[:SAID]) + f" and {len(said) - SAID} more" * (len(said) > SAID)
+
+
+def differ(experiments: Sequence[Experiment]) -> list[tuple[str, tuple[str, ...]]]:
+    """The settings that a law does not account for: neither size, length or seed, nor what a scaling rule moves."""
+    found = []
+    for one in differences(experiments) if experiments else []:
+        size = one.meaning == "shape" and all(type(value) is int or value is plain.ABSENT for value in one.values)
+        told = one.meaning in ("layout", "watching") or one.path in _LENGTH or all(one.laws)
+        if not size and not told:
+            found.append((one.path, tuple(dict.fromkeys(map(_shown, one.values)))))
+    return found
+
+
+def _shown(value: Any) -> str:
+    return "-" if value is plain.ABSENT else overrides.show(value)
 
 
 def of_experiment(experiment: Experiment, *, name: str, count: str) -> Point:
@@ -105,11 +144,6 @@ def of_experiment(experiment: Experiment, *, name: str, count: str) -> Point:
     )
 
 
-def last_evaluation(folder: Path) -> Mapping[str, Any] | None:
-    """Of a finished run: over all that is held out."""
-    return next((line for line in metrics.read(folder) if line["kind"] == "eval" and line.get("final")), None)
-
-
 def read_file(file: str | Path, measure: Metric = "loss") -> list[Point]:
     """Points from columns params, tokens and loss (flops and name if there), CSV or a JSON list; raises UserError.
 
@@ -118,6 +152,8 @@ def read_file(file: str | Path, measure: Metric = "loss") -> list[Point]:
     path = Path(file)
     if measure != "loss":
         raise UserError(f"{path}: points of a file have no bits per byte; leave --bits out, or give run folders only")
+    if not path.exists():
+        raise UserError(f"{path}: there is no such file; a file of points has columns {', '.join(_COLUMNS)}")
     try:
         text = path.read_text()
         records = json.loads(text) if path.suffix == ".json" else list(csv.DictReader(io.StringIO(text)))
@@ -125,6 +161,9 @@ def read_file(file: str | Path, measure: Metric = "loss") -> list[Point]:
         raise UserError(f"{path}: cannot be read as {path.suffix[1:].upper()} ({error})") from None
     if not isinstance(records, list) or not all(isinstance(r, dict) for r in records) or not records:
         raise UserError(f"{path}: must hold points with {', '.join(_COLUMNS)}: a CSV header and lines, or a JSON list")
+    if lacking := [column for column in _COLUMNS if all(column not in record for record in records)]:
+        there = ", ".join(str(column) for column in dict.fromkeys(key for record in records for key in record))
+        raise UserError(f"{path}: has no column {', '.join(lacking)}; it has {there}")
     return [_point(path, i, record) for i, record in enumerate(records, 1)]
 
 
@@ -166,7 +205,10 @@ def _mean(seeds: Sequence[Point]) -> Point:
     name = seeds[0].name if len(seeds) == 1 else f"{seeds[0].name} ({len(seeds)} seeds)"
     losses = tuple(point.loss for point in seeds)
     digests = tuple(digest for point in seeds for digest in point.digests)
-    return dataclasses.replace(seeds[0], name=name, loss=statistics.fmean(losses), losses=losses, digests=digests)
+    runs = tuple(run for point in seeds for run in point.runs)
+    return dataclasses.replace(
+        seeds[0], name=name, loss=statistics.fmean(losses), losses=losses, runs=runs, digests=digests
+    )
 
 
 def _sound(value: Any) -> bool:

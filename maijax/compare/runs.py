@@ -16,6 +16,7 @@ from maijax.compare.select import Metric
 from maijax.config import Experiment
 from maijax.errors import UserError
 from maijax.train import metrics, rundir
+from maijax.words import plural
 
 Budget = Literal["tokens", "flops", "seconds"]
 BUDGETS: tuple[Budget, ...] = ("tokens", "flops", "seconds")
@@ -43,16 +44,14 @@ class Run:
     folder: Path
     experiment: Experiment
     points: tuple[Evaluation, ...]  # by step
+    finished: bool
     machine: str
+    damage: str  # of its metrics, in words; or empty
 
     @property
     def family(self) -> str:
         """The same for runs that differ only in their seed."""
         return select.family(self.experiment)
-
-    @property
-    def finished(self) -> bool:
-        return bool(self.points) and self.points[-1].step >= self.experiment.train.steps
 
     @property
     def last(self) -> Evaluation:
@@ -102,8 +101,9 @@ def read(folder: Path) -> Run:
                 scored=scored if isinstance(scored, int) else None,
             )
     return Run(
-        name=folder.resolve().name, folder=folder, experiment=experiment,
-        points=tuple(found[step] for step in sorted(found)), machine=_machine(folder),
+        name=select.title(folder), folder=folder, experiment=experiment,
+        points=tuple(found[step] for step in sorted(found)), finished=metrics.final(records) is not None,
+        machine=_machine(folder), damage=metrics.damage(folder),
     )
 
 
@@ -146,11 +146,16 @@ def gather(runs_dir: str | Path, names: Sequence[str], *, every: bool = False) -
 
 
 def group(runs: Sequence[Run], *, leave_out: bool = False) -> list[Side]:
-    """One side for each family, in order; a run without a point is left out, or raises UserError."""
+    """One side for each family, in order; a run without a point is left out, or raises UserError if it may not be, or
+    is damaged.
+    """
     families: dict[str, list[Run]] = {}
     for run in runs:
         if run.points:
             families.setdefault(run.family, []).append(run)
+        elif run.damage:
+            raise UserError(f"run {run.name}: {run.damage}, of which no evaluation can be read; leave it out, or "
+                            "make it anew")
         elif not leave_out:
             raise UserError(f"run {run.name}: no evaluation on held-out text yet; let it reach train.eval_every, "
                             "or its end")
@@ -182,8 +187,8 @@ def cautions(sides: Sequence[Side]) -> list[str]:
         if side.copies:
             found.append(copies_words(side))
         for run in side.runs:
-            if not run.finished:
-                found.append(f"{run.name} is not finished: step {run.last.step:,} of "
+            if run.damage or not run.finished:
+                found.append(f"{run.name}: {run.damage or 'not finished'}, evaluated up to step {run.last.step:,} of "
                              f"{run.experiment.train.steps:,}")
             scored = [p.scored for p in run.points if p.scored]
             if scored and scored[-1] > 1.5 * min(scored):
@@ -219,11 +224,12 @@ def _best(name: str, sides: Sequence[Side], trials: int) -> Side:
     metric, _ = metric_of(sides)
     done = [side for side in sides if all(run.finished for run in side.runs)] or list(sides)
     best = min(done, key=lambda side: side.mean_last(metric))
-    how = f"best of the {trials} runs in {name}, by its last held-out loss"
+    how = f"best of the {plural(trials, 'run')} in {name}, by its last held-out loss"
     sizes = len({scaling.parameters(side.experiment.model).active for side in sides})
     if sizes > 2:
         how += f"; of its {sizes} sizes, --ladder tells more"
-    return dataclasses.replace(best, name=f"{Path(name).name}/{best.name}", how=how)
+    title = best.name if "/" in best.name else f"{Path(name).name}/{best.name}"
+    return dataclasses.replace(best, name=title, how=how)
 
 
 def _title(runs: Sequence[Run]) -> str:

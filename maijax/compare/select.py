@@ -15,6 +15,7 @@ Metric = Literal["loss", "bits_per_byte"]
 UNIT: dict[Metric, str] = {"loss": "nats per token", "bits_per_byte": "bits per byte"}
 # What must be the same for two held-out losses to be comparable; bits per byte need less.
 TEXT = ("data.sources", "data.held_out")
+_SWEEP = "sweep.json"  # lies in a sweep's folder, see maijax.sweep.study
 PIECES = ("model.vocab_size", "data.tokenizer", "data.tokenizer_kind")
 
 
@@ -23,13 +24,19 @@ def folders(runs_dir: str | Path, name: str) -> list[Path]:
     bare = name.rstrip("/") or name
     if is_pattern(bare):
         root, _, last = bare.rpartition("/")
-        base = Path(root) if root else Path(runs_dir)
+        base = Path(root) if root and Path(root).is_dir() else Path(runs_dir) / root
         inside = sorted(p for p in base.glob("*") if fnmatch.fnmatch(p.name, last)) if not is_pattern(root) else []
         return [run for folder in inside for run in _runs_at(folder)]
     for folder in (Path(bare), Path(runs_dir) / bare):
         if found := _runs_at(folder):
             return found
     return []
+
+
+def title(folder: Path) -> str:
+    """The name of a run; of a sweep's trial, the sweep's before it, as SWEEP/trial-0007."""
+    folder = folder.resolve()
+    return f"{folder.parent.name}/{folder.name}" if (folder.parent / _SWEEP).is_file() else folder.name
 
 
 def is_pattern(text: str) -> bool:

@@ -37,6 +37,11 @@ class Line:
     note: str = ""  # where it comes from
     outside: tuple[bool, ...] = ()  # which values a law gives beyond the sizes that it was fitted to
 
+    @property
+    def same(self) -> bool:
+        """Whether it tells the experiments not apart."""
+        return all(value == self.values[0] for value in self.values)
+
     def cells(self) -> list[str]:
         """The values as people read them; those outside a law's range marked with an asterisk."""
         marks = self.outside or (False,) * len(self.values)
@@ -184,8 +189,11 @@ def _plans(plans: Sequence[tuple[Estimate, str] | str], topology: Topology) -> G
     def line(what: str, take: Callable[[Estimate], Any], kind: Kind, note: str = "") -> Line:
         return _line(what, [None if p is None else take(p[0]) for p in made], kind, note)
 
+    slices = f" --slices {topology.slices}" if topology.slices > 1 else ""
     lines = [
-        _line("layout", [p if isinstance(p, str) else p[1] for p in plans], "text", "of the mesh, or found"),
+        _line("layout", [p if isinstance(p, str) else p[1] for p in plans], "text",
+              "of the mesh, or found; by arithmetic, NOT compiled, which may fail; this compiles it: "
+              f"maijax plan NAME --topology {topology.text}{slices} --search"),
         line("peak memory", lambda e: e.peak_bytes, "gib",
              f"of {topology.chip.device_hbm / GiB:.3g} GiB of a device"),
         line("fits", lambda e: "yes" if e.fits else "no", "text"),
@@ -195,7 +203,7 @@ def _plans(plans: Sequence[tuple[Estimate, str] | str], topology: Topology) -> G
         line("run", lambda e: e.days, "days", "without stops"),
         line("cost", lambda e: e.cost, "dollars", f"price of {topology.chip.priced}"),
     ]
-    title = f"plan on {topology.title}, {topology.chips:,} chips (model, not compiled)"
+    title = f"plan on {topology.title}, {words.plural(topology.chips, 'chip')} (model, not compiled)"
     return Group(title=title, lines=tuple(lines[:1] if all(refused) else lines))
 
 

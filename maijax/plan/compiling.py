@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -93,9 +94,7 @@ def _compile(experiment: Experiment, topology: Topology, say: Callable[[str], No
                 raise
         found = _read(answer)
         if found is None:
-            last = heard.read_text(errors="replace").strip().splitlines()[-1:] or ["no word"]
-            why = "it was killed, perhaps for want of memory" if code in (-9, 137) else last[0]
-            raise RunError(f"the compile for {topology.title} ended with code {code}: {why}")
+            raise RunError(f"the compile for {topology.title} {_end(code, heard.read_text(errors='replace'))}")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     if "user_error" in found:
@@ -104,6 +103,16 @@ def _compile(experiment: Experiment, topology: Topology, say: Callable[[str], No
         lines = _told(found["error"])
         raise RunError(f"the step of {experiment.name} does not compile for {topology.title}: {lines[-1][:400]}")
     return found["told"]
+
+
+def _end(code: int, heard: str) -> str:
+    """How a compile ended that gave no answer, from its exit code and what it printed."""
+    if code in (-signal.SIGKILL, 128 + signal.SIGKILL):
+        return "was killed, perhaps for want of memory"
+    if code < 0:
+        return (f"died of {signal.Signals(-code).name}, inside the compiler: a fault of this layout's program in this "
+                f"version of it; another layout may compile (--search tries several)")
+    return f"ended with code {code}: {(heard.strip().splitlines() or ['no word'])[-1]}"
 
 
 def _told(error: str) -> list[str]:

@@ -136,7 +136,5 @@ def going_on(folder: Path, step: int, described: dict[str, Any]) -> None:
 
 def last_look(folder: Path) -> Evaluation | None:
     """The final evaluation that a run folder holds, if it has come so far."""
-    for line in metrics.read(folder):
-        if line["kind"] == "eval" and line.get("final"):
-            return Evaluation(**{name: line[name] for name in Evaluation._fields})
-    return None
+    found = metrics.final(metrics.read(folder))
+    return None if found is None else Evaluation(**{name: found[name] for name in Evaluation._fields})

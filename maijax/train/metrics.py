@@ -7,7 +7,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,22 @@ def read(path: str | Path) -> list[dict[str, Any]]:
         return [record for _, record in _records(file.read_bytes())]
     except OSError:
         return []
+
+
+def final(records: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
+    """The evaluation of all that is held out, which ends a run: without it a run is not finished."""
+    return next((record for record in records if record["kind"] == "eval" and record.get("final")), None)
+
+
+def damage(folder: str | Path) -> str:
+    """Where the metrics of a run folder have a line that is no record, in words; empty if they have none."""
+    file = Path(folder) / FILE
+    try:
+        lines = file.read_bytes().split(b"\n")
+    except OSError:
+        return ""
+    number = next((i for i, line in enumerate(lines, 1) if line.strip() and _record(line) is None), None)
+    return "" if number is None else f"damaged metrics ({file}, line {number})"
 
 
 class MetricLog:
@@ -178,14 +194,18 @@ def _open_board(folder: Path, resume_step: int) -> _Board | None:
 
 def _records(data: bytes) -> Iterator[tuple[bytes, dict[str, Any]]]:
     for line in data.split(b"\n"):
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            continue  # torn, or not ours
-        if not isinstance(record, dict) or not isinstance(record.get("kind"), str):
-            continue
-        if type(record.get("step")) is int:
+        if (record := _record(line)) is not None:
             yield line, record
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    """None: torn, or not ours."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    ours = isinstance(record, dict) and isinstance(record.get("kind"), str) and type(record.get("step")) is int
+    return record if ours else None
 
 
 def _plain(value: Any) -> Any:

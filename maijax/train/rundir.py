@@ -42,9 +42,16 @@ def find(runs_dir: str | Path, run: str) -> Path:
     """An existing run by name or SWEEP/trial-0007, or by its folder; raises UserError with the names there are."""
     name = run.rstrip("/")  # as a shell completes it
     named = all(NAME.fullmatch(part) for part in name.split("/", 1))
-    for folder in (Path(run), *([Path(runs_dir) / name] if named else [])):
+    folders = (Path(run), *([Path(runs_dir) / name] if named else []))
+    for folder in folders:
         if (folder / "experiment.json").is_file():
             return folder
+    for folder in folders:
+        if folder.is_dir():
+            holds = "holds no experiment.json" if any(folder.iterdir()) else "is empty"
+            raise UserError(f"{folder} is no run: the folder {holds}; make a run with `maijax run`")
+        if folder.is_file():
+            raise UserError(f"{folder} is a file, not a run; give a run's name or folder")
     there = sorted(p.parent.name for p in Path(runs_dir).glob("*/experiment.json"))
     near = difflib.get_close_matches(name, there, n=8, cutoff=0.5) or there[:8]
     are = "is" if len(there) == 1 else "are"

@@ -17,13 +17,13 @@ def experiment(*, width=64, seed=0, steps=100, lr=0.008, vocab=512, name="phi_te
 
 
 def make_run(folder, made, losses, *, bits=True, seconds_per_step=0.5):
-    """losses: by step; every step of them is an evaluation and a log line."""
+    """losses: by step; every step of them is an evaluation and a log line, the one at train.steps the final look."""
     folder.mkdir(parents=True)
     (folder / "experiment.json").write_text(json.dumps({"name": made.name, "experiment": plain.to_plain(made)}))
-    lines = []
+    lines, last = [], made.train.steps
     for step, loss in losses.items():
         lines.append({"step": step, "kind": "train", "loss": loss, "seconds": step * seconds_per_step})
         lines.append({"step": step, "kind": "eval", "loss": loss, "tokens": 1_000, "bytes": 3_000}
-                     | ({"bits_per_byte": loss / 2} if bits else {}))
+                     | ({"bits_per_byte": loss / 2} if bits else {}) | ({"final": True} if step == last else {}))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder

@@ -62,16 +62,16 @@ def test_the_gain_is_what_the_curves_were_made_with(tmp_path):
     for kind in runs.BUDGETS:  # the curves are of one shape, so tokens, FLOPs and seconds agree
         found = budget.gain(a, b, kind, "loss")
         assert found.factor == pytest.approx(1.5, rel=2e-3)
-        assert "before its rate decayed" in found.why
+        assert "before its rate decayed" in " ".join(found.why)
     back = budget.gain(b, a, "flops", "loss")
     assert back.factor is None and back.low == pytest.approx(max(s for s in grid if s <= 300) / grid[-1])
-    assert "never reaches" in back.why
+    assert "never reaches" in " ".join(back.why)
 
 
 def test_a_gain_below_the_first_evaluation_is_a_bound(tmp_path):
     a, b = sides(tmp_path, {"a": [{50: 2.0, 100: 1.9}], "b": [{50: 3.0, 100: 2.5}]})
     found = budget.gain(a, b, "tokens", "loss")
-    assert (found.factor, found.low, found.high) == (None, None, 0.5) and "less than x0.5" in found.why
+    assert (found.factor, found.low, found.high) == (None, None, 0.5) and "is better at its first" in found.why[0]
 
 
 def test_levels_agree_with_welch(tmp_path):

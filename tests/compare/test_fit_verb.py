@@ -84,18 +84,20 @@ def test_foretell_then_run_then_score(capsys, runs):
     assert code == 0 and "phi_test model.num_layers=5 train.steps=1600: foretold " in out
     assert "`maijax fit --ledger` scores it" in out
     assert "open: no run of that" in run(capsys, "--ledger", "--runs-dir", runs)[1]
+    out = " ".join(run(capsys, runs, *words)[1].split())
+    assert "the same was foretold at 20" in out and len((runs / "ledger.jsonl").read_text().splitlines()) == 1
 
     made = overrides.apply(registry.get("phi_test"), ["model.num_layers=5", "train.steps=1600"])
     finished.write(runs / "big", made, started=finished.later())
     _, out, _ = run(capsys, "--ledger", "--runs-dir", runs)
-    assert re.search(r" inside$", out, re.MULTILINE) and "1 of 1 predictions inside" in out
+    assert re.search(r" inside$", out, re.MULTILINE) and "1 of 1 prediction inside" in out
     (one,) = json.loads(run(capsys, "--ledger", "--json", "--runs-dir", runs)[1])
     assert one["standing"] == "inside" and abs(one["miss"]) < 1e-2 and len(one["points"]) == 12
 
     _, out, _ = run(capsys, *sorted(runs.glob("l*-*")), *words)
     assert "no prediction: big is a run of this configuration" in out
     _, out, _ = run(capsys, "--ledger", "--runs-dir", runs)
-    assert "too late: a run" in out and "1 of 1 predictions" in out
+    assert "too late: a run" in out and "1 of 1 prediction inside" in out
 
 
 class Page(HTMLParser):
@@ -139,6 +141,8 @@ def test_a_page_of_one_variable(capsys, tmp_path):
         ("", "no RUNS to fit; give names"),
         ("nosuch", "no run 'nosuch' in"),
         ("l1-s50", "1 point of one size and one length"),
+        ("l1-s50 l1-s200 l1-s800 broken", "4 are needed; add runs; left out, not finished: broken"),
+        ("nosuch.csv", "nosuch.csv: there is no such file"),
         ("l1-s50 --set a=b", "--set changes what --predict does"),
         ("l1-s50 --ledger", "--ledger only reads"),
         ("l1-s50 l1-s200 l1-s800 l2-s50 l2-s800 l3-s50 l3-s800 --predict phi_10m",
@@ -148,6 +152,7 @@ def test_a_page_of_one_variable(capsys, tmp_path):
     ],
 )
 def test_bad_input_is_one_line_and_exit_2(capsys, runs, words, message):
+    finished.write(runs / "broken", finished.experiment(layers=7), finished=False)
     code, out, err = run(capsys, *words.split(), "--runs-dir", runs)
     assert code == 2 and out == ""
     assert err.startswith("maijax: ") and message in err and err.count("\n") == 1

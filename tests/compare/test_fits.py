@@ -230,15 +230,30 @@ def test_sizes_at_20_tokens_each_give_a_law_of_compute():
     ("places", "message"),
     [
         ([(1e8, 1e9)] * 9, "9 points of one size and one length"),
-        ([(1e8 * k, 1e9) for k in (1, 1.1, 1.2, 1.3)], "params take 4 values from 1e.08 to 1.3e.08"),
-        ([(1e8, 1e9), (1e9, 1e9)] * 3, "params take 2 values"),
-        ([(1e8, 1e9), (3e8, 1e9), (1e9, 1e9)], "3 points for the 3 coefficients of L = E . A/N.alpha"),
-        ([(1e8, 1e9), (3e8, 9e9), (1e9, 3e9), (1e9, 1e9), (1e8, 9e9)], "5 points for the 5 coefficients"),
+        ([(1e8, 1e9)], "1 point of one size and one length.* a law needs 4 sizes or 4 lengths"),
+        ([(1e8 * k, 1e9) for k in (1, 1.1, 1.2, 1.3)], "sizes go from 1e.08 to 1.3e.08 params, .* at least 1.5 times"),
+        ([(1e8, 1e9), (1e9, 1e9)] * 3, "there are 2 sizes, 4 are needed"),
+        ([(1e8, 1e9), (3e8, 1e9), (1e9, 1e9)], "A/N.alpha cannot be told from 3 points: there are 3 sizes, 4 are"),
+        ([(1e8, 1e9), (3e8, 9e9), (1e9, 3e9), (1e9, 1e9), (1e8, 9e9)], "5 points: 6 points are needed"),
     ],
 )
 def test_what_cannot_be_told_is_refused(places, message):
     with pytest.raises(UserError, match=message):
         laws.choose([at(n, d, 2.0) for n, d in places])
+
+
+def test_a_refusal_names_what_would_do():
+    def runs(places):
+        return [dataclasses.replace(at(n, d, 2.0), runs=(f"r{i}",)) for i, (n, d) in enumerate(places)]
+
+    grid = [(1e8, 1e9), (3e8, 1e9), (1e9, 1e9), (1e8, 2e9), (3e8, 2e9), (1e9, 2e9)]
+    with pytest.raises(UserError, match="there are 2 lengths, 3 are needed; add runs; or add 1 of another size at "
+                                        r"2e.09 tokens and fit these alone: maijax fit r3 r4 r5 RUN$"):
+        laws.choose(runs(grid))
+    with pytest.raises(UserError, match=r"or fit those of 1e.09 tokens alone: maijax fit r0 r1 r2 r6$"):
+        laws.choose(runs([*grid, (3e9, 1e9)]))
+    with pytest.raises(UserError, match="3 are needed; add runs$"):  # a file's points cannot be named
+        laws.choose([at(n, d, 2.0) for n, d in grid])
 
 
 @pytest.mark.filterwarnings("error")

@@ -37,7 +37,7 @@ def foretell(fit, runs, **changes):
 def test_a_prediction_is_kept_and_scored(fit, tmp_path):
     entry = foretell(fit, tmp_path)
     assert entry.low < entry.predicted < entry.high and not entry.begun
-    assert ledger.write(tmp_path, entry) == tmp_path / "ledger.jsonl"
+    assert ledger.write(tmp_path, entry) is entry
     assert ledger.read(tmp_path) == [entry]
     assert [p["name"] for p in entry.points] == [f"p{i}" for i in range(12)]
     assert ledger.scores(tmp_path) == [ledger.Score(entry, "open", "", None)]
@@ -104,22 +104,39 @@ def test_a_torn_line_harms_neither_its_neighbours_nor_the_reader(fit, tmp_path):
     ledger.write(tmp_path, entry)
     with open(tmp_path / "ledger.jsonl", "ab") as file:
         file.write(b'{"at": "2026-0')
-    ledger.write(tmp_path, entry)
-    assert ledger.read(tmp_path) == [entry, entry]
+    other = ledger.write(tmp_path, foretell(fit, tmp_path, seed=1))
+    assert ledger.read(tmp_path) == [entry, other]
+
+
+def test_the_same_prediction_counts_once(fit, tmp_path):
+    """However often it is made, by whatever name and in whatever order of the points."""
+    entry = ledger.write(tmp_path, foretell(fit, tmp_path))
+    again = dataclasses.replace(entry, at=finished.later(), name="other", points=entry.points[::-1])
+    assert ledger.write(tmp_path, again) is not again and ledger.read(tmp_path) == [entry]
+    with open(tmp_path / "ledger.jsonl", "ab") as file:  # as two machines' files put together
+        file.write(file_line := (tmp_path / "ledger.jsonl").read_bytes())
+    assert file_line.count(b"\n") == 1
+    finished.write(tmp_path / "big", finished.experiment(**TARGET), started=finished.later())
+    assert len(ledger.scores(tmp_path)) == 1
+    for changed in (dataclasses.replace(entry, predicted=entry.predicted * 1.01),
+                    dataclasses.replace(entry, points=entry.points[1:])):
+        assert ledger.write(tmp_path, changed) is changed
+    assert len(ledger.scores(tmp_path)) == 3
 
 
 def test_writers_at_once_lose_nothing(fit, tmp_path):
     entry = foretell(fit, tmp_path)
     names = [f"n{i}" for i in range(60)]
     with concurrent.futures.ThreadPoolExecutor(8) as pool:  # a lock holds between open files, of threads too
-        list(pool.map(lambda name: ledger.write(tmp_path, dataclasses.replace(entry, name=name)), names))
+        list(pool.map(lambda n: ledger.write(tmp_path, dataclasses.replace(entry, name=n, digest=n)), names))
     assert sorted(e.name for e in ledger.read(tmp_path)) == sorted(names)
     assert all(json.loads(line) for line in (tmp_path / "ledger.jsonl").read_text().splitlines())
 
 
 def test_a_writer_waits_for_the_one_before_it(fit, tmp_path):
     entry = foretell(fit, tmp_path)
-    file = ledger.write(tmp_path, entry)
+    ledger.write(tmp_path, dataclasses.replace(entry, digest="other"))
+    file = tmp_path / "ledger.jsonl"
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         with open(file, "ab") as held:
             fcntl.flock(held, fcntl.LOCK_EX)
@@ -137,5 +154,5 @@ def test_a_full_disk_leaves_the_file_as_it_was(fit, tmp_path, monkeypatch):
     before = (tmp_path / "ledger.jsonl").read_bytes()
     monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(OSError):
-        ledger.write(tmp_path, entry)
+        ledger.write(tmp_path, dataclasses.replace(entry, digest="other"))
     assert (tmp_path / "ledger.jsonl").read_bytes() == before

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maijax import scaling, weights
+from maijax import registry, scaling, weights
 from maijax.compare import points, select
 from maijax.config import SourceConfig
 from maijax.errors import UserError
@@ -65,9 +65,65 @@ def test_copies_of_a_run_count_once(tmp_path):
 def test_a_sweep_and_a_pattern_by_name(tmp_path):
     for name, steps in (("study/trial-0001", 50), ("study/trial-0002", 100), ("other", 200)):
         finished.write(tmp_path / name, finished.experiment(steps=steps))
-    for words in (["study"], ["study/"], [str(tmp_path / "study")], [str(tmp_path / "study" / "trial-*")], ["st*"]):
+    (tmp_path / "study" / "sweep.json").write_text("{}")
+    every = (["study"], ["study/"], [str(tmp_path / "study")], [str(tmp_path / "study" / "trial-*")], ["st*"],
+             ["study/trial-*"])
+    for words in every:
         found = points.gather(words, runs_dir=tmp_path).points
-        assert [p.name for p in found] == ["trial-0001", "trial-0002"], words
+        assert [p.name for p in found] == ["study/trial-0001", "study/trial-0002"], words
+        assert points.gather([found[1].name], runs_dir=tmp_path).points[0].name == found[1].name
+
+
+def test_settings_that_differ_beside_size_and_length_are_told(tmp_path):
+    muon = finished.experiment(layers=3, steps=200)
+    adamw = dataclasses.replace(muon, optim=dataclasses.replace(muon.optim, name="adamw", lr=0.02))
+    norm = dataclasses.replace(finished.experiment(layers=4), train=dataclasses.replace(muon.train, batch_size=16))
+    finished.write(tmp_path / "a", finished.experiment(layers=2, seed=3))
+    assert points.gather(["a"], runs_dir=tmp_path).differ == ()
+    for name, made in (("b", adamw), ("c", norm)):
+        finished.write(tmp_path / name, made)
+    found = points.gather(["a", "b", "c"], runs_dir=tmp_path).differ
+    assert dict(found) == {"optim.name": ("muon", "adamw"), "optim.lr": ("0.001", "0.02"),
+                           "train.batch_size": ("8", "16")}
+    assert points.differ_words(found).startswith("optim.name (muon, adamw), optim.lr (0.001, 0.02), ")
+    beaten = dataclasses.replace(finished.experiment(layers=2), optim=adamw.optim)
+    finished.write(tmp_path / "d", beaten, loss=9.0)  # is not among the points
+    assert points.gather(["a", "d"], runs_dir=tmp_path).differ == ()
+
+
+def test_what_a_scaling_rule_moves_is_no_difference(tmp_path):
+    for name in ("phi_125m", "phi_350m"):
+        finished.write(tmp_path / name, registry.get(name))
+    moved = {path for path, _ in registry.get("phi_125m").rules}
+    found = points.gather(["phi_125m", "phi_350m"], runs_dir=tmp_path)
+    assert "optim.lr" in moved and not moved & {path for path, _ in found.differ}
+
+
+def test_damaged_metrics_are_told_with_file_and_line(tmp_path):
+    """Neither as unfinished nor in silence."""
+    finished.write(tmp_path / "a", finished.experiment())
+    file = finished.write(tmp_path / "b", finished.experiment(steps=9)) / "metrics.jsonl"
+    first, last = file.read_text().splitlines()
+    file.write_text(f"{first}\n{last[:20]}\n")
+    why = f"damaged metrics ({file}, line 2)"
+    assert points.gather(["a", "b"], runs_dir=tmp_path).left_out == (("b", why),)
+    finished.write(tmp_path / "c", finished.experiment(steps=9), finished=False)
+    with pytest.raises(UserError, match="no finished run among b, c; left out, damaged .*: b; left out, not fin.*: c"):
+        points.gather(["b", "c"], runs_dir=tmp_path)
+    file.write_text(f"\xff\n{last}\n")  # its end can be read, and that is all that counts
+    assert len(points.gather(["a", "b"], runs_dir=tmp_path).points) == 2
+
+
+def test_folders_and_files_that_are_no_runs(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "other" / "x").mkdir(parents=True)
+    for word, message in (
+        ("empty", "empty is no run: the folder is empty"), ("other", "other is no run: the folder holds no experiment"),
+        ("no.csv", "no.csv: there is no such file; a file of points has columns params, tokens, loss"),
+        ("other/x/", "x is no run: the folder is empty"),
+    ):
+        with pytest.raises(UserError, match=message):
+            points.gather([word if "csv" in word else str(tmp_path / word)], runs_dir=tmp_path)
 
 
 def test_losses_of_other_texts_are_refused(tmp_path):
@@ -124,7 +180,7 @@ def test_flops_and_names_of_a_file_are_taken(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("p.csv", "params,tokens\n1,2\n", "p.csv, point 1: loss=None must be a number above 0"),
+        ("p.csv", "params,tokens\n1,2\n", "p.csv: has no column loss; it has params, tokens"),
         ("p.csv", "params,tokens,loss\n1,2,3\n1,-2,3\n", "p.csv, point 2: tokens=-2 must be a finite number above 0"),
         ("p.csv", "params,tokens,loss\n1,inf,3\n", "tokens=inf must be a finite number"),
         ("p.csv", "", "p.csv: must hold points with params, tokens, loss"),

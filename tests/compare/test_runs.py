@@ -8,7 +8,7 @@ import pytest
 from run_folders import experiment, make_run
 
 from maijax import cli, registry, scaling
-from maijax.compare import measured, runs
+from maijax.compare import measured, points, runs
 from maijax.config import DataConfig, SourceConfig
 from maijax.errors import UserError
 
@@ -76,6 +76,32 @@ def test_names_that_lead_nowhere(tmp_path):
         runs.gather(tmp_path, ["one"])
 
 
+def test_damaged_metrics_are_told(tmp_path):
+    for name in ("a0", "a1", "b"):
+        make_run(tmp_path / name, experiment(seed=int(name == "a1")), {50: 3.0, 100: 2.0})
+    log = tmp_path / "a1" / "metrics.jsonl"
+    whole = log.read_text().splitlines(keepends=True)
+    log.write_text("".join(whole[:3]) + "#" + whole[3])
+    [side] = runs.gather(tmp_path, ["a*"])
+    assert any(f"a1: damaged metrics ({log}, line 4), evaluated up to step 50 of 100" == said
+               for said in runs.cautions([side]))
+    log.write_text("#\n")
+    for names in (["a1"], ["a*"]):  # not left out in silence either
+        with pytest.raises(UserError, match=r"run a1: damaged metrics \(.*a1/metrics.jsonl, line 1\), of which no"):
+            runs.gather(tmp_path, names)
+
+
+def test_a_run_is_finished_when_all_held_out_text_was_looked_at(tmp_path):
+    """By one word of `maijax compare` and `maijax fit`: the look on part of the text at the last step is not it."""
+    made = experiment(steps=100)
+    file = make_run(tmp_path / "a", made, {50: 3.0, 100: 2.0}) / "metrics.jsonl"
+    assert runs.read(tmp_path / "a").finished and points.gather(["a"], runs_dir=tmp_path).points
+    file.write_text(file.read_text().replace(', "final": true', ""))
+    assert not runs.read(tmp_path / "a").finished
+    with pytest.raises(UserError, match="left out, not finished: a"):
+        points.gather(["a"], runs_dir=tmp_path)
+
+
 def test_bits_per_byte_where_tokenizers_differ(tmp_path):
     make_run(tmp_path / "a", experiment(), {100: 2.0})
     make_run(tmp_path / "b", experiment(vocab=1_024), {100: 2.6})
@@ -93,7 +119,8 @@ def test_cautions(tmp_path):
     make_run(tmp_path / "b", other, {100: 2.0})
     (tmp_path / "b" / "environment.json").write_text(json.dumps({"devices": "8 x h100", "cpu": "Y"}))
     said = "\n".join(runs.cautions(runs.gather(tmp_path, ["a", "b"])))
-    for words in ("corpora differ", "a is not finished: step 50 of 100", "different machines: 1 x cpu, X; 8 x h100, Y"):
+    for words in ("corpora differ", "a: not finished, evaluated up to step 50 of 100",
+                  "different machines: 1 x cpu, X; 8 x h100, Y"):
         assert words in said
 
 
@@ -110,12 +137,24 @@ def test_the_command_on_runs(tmp_path, capsys, monkeypatch):
     assert "2.005±0.007" in out and "2.205±0.007 (+0.200±0.030)" in out
     assert "x0.902, 0.898 to 0.907" in out and "as low, range over pairs of seeds" in out
     assert "51.2K FLOPs" not in out  # a token costs both the same
+    assert out.startswith("held-out loss") and "layers x width" not in out  # measured first; then what differs
+    assert out.index("by arithmetic, where they differ") < out.index("optim.lr")
     assert cli.main([*words, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["measured"]
     [gain] = found["gains"]
     # From 60 to 100 steps A falls by 1 in ln(100/60): down to 2.205 it takes 60 (100/60)^0.8 steps, nearly.
     assert gain["by"][0]["factor"] == pytest.approx(0.6 * (100 / 60) ** 0.8, rel=0.01)
     assert found["sides"][0]["runs"][1]["points"][-1]["tokens"] == 51_200
+
+
+def test_what_limits_a_gain_is_said_once_and_within_the_width(tmp_path, capsys):
+    long = "a-name-of-a-run-that-is-as-long-as-those-that-are-made-of-the-values-that-were-set-optim.lr-3e-3"
+    make_run(tmp_path / long, experiment(), {50: 3.0, 100: 2.5})
+    make_run(tmp_path / "b", experiment(lr=1.0), {50: 2.0, 100: 1.5})
+    for first, other in ((long, "b"), ("b", long)):
+        assert cli.main(["compare", first, other, "--runs-dir", str(tmp_path)]) == 0
+        out = capsys.readouterr().out
+        assert max(map(len, out.splitlines())) <= 100 and out.count("note:") == 1 and "a bound" in out
 
 
 def test_a_name_of_both_kinds_is_the_experiment_unless_runs_are_named_too(tmp_path, capsys):
@@ -126,6 +165,11 @@ def test_a_name_of_both_kinds_is_the_experiment_unless_runs_are_named_too(tmp_pa
     cli.main(["compare", "--runs-dir", str(tmp_path), "phi_tiny", "mine", "--json"])
     found = json.loads(capsys.readouterr().out)
     assert found["measured"]["sides"][0]["name"] == "phi_tiny" and found["names"] == ["phi_tiny", "mine"]
+    make_run(tmp_path / "first", experiment(lr=2.0), {100: 2.5})
+    cli.main(["compare", "--runs-dir", str(tmp_path), "mine", "phi_10m", "first", "mine", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["names"] == ["mine", "phi_10m", "first"]  # in the order given
+    assert [side["name"] for side in found["measured"]["sides"]] == ["mine", "first"]
     cli.main(["compare", "--runs-dir", str(tmp_path), "mai_500b", "mine"])  # an experiment beside a run
     out = capsys.readouterr().out
     assert "499,496,601,600" in out and "at the end" in out

@@ -98,6 +98,14 @@ def test_a_mesh_that_does_not_fit_is_replaced_by_the_best_that_does():
     assert " h" in plan["run"].cells()[0] and plan["cost"].cells()[0].startswith("$")
 
 
+def test_a_layout_says_that_it_was_not_compiled():
+    one = dataclasses.replace(registry.get("phi_350m"), mesh=registry.mesh("FSDP"))
+    for slices, more in ((1, ""), (2, " --slices 2")):
+        found = static.compare([one, one], registry.topology("v5p:2x2x4", slices))
+        [note] = [line.note for line in found.groups[-1].lines if line.what == "layout"]
+        assert "NOT compiled" in note and note.endswith(f"maijax plan NAME --topology v5p:2x2x4{more} --search")
+
+
 def test_differences_have_a_meaning_and_a_law():
     a, b = registry.get("phi_1b"), registry.get("mai_500b")
     found = {one.path: one for one in meaning.differences([a, b])}

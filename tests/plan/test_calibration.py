@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks import plan_calibration
 from benchmarks.published import COMPILED, RUNS
+from maijax import registry
 
 TESTS = [run for run in RUNS if not run.fits and not run.outside]
 BOUND = 0.15
@@ -35,6 +36,21 @@ def test_three_quarters_of_all_tests_are_within_15_percent():
     errors = [abs(plan_calibration.error(run)) for run in TESTS]
     assert sum(error <= BOUND for error in errors) / len(errors) >= 0.75 and len(errors) == 44
     assert sum(errors) / len(errors) <= 0.10
+
+
+@pytest.mark.parametrize(
+    ("name", "machine", "printed"),  # TFLOP/s per chip, beside the tokens in the same source
+    [
+        ("Llama-3.1-405B", "v5p:8x8x8", 314.5), ("DeepSeek-V3", "v5p:8x8x8", 152),
+        ("Llama-4 Maverick", "v5p:4x4x8", 160), ("Llama-3.1-70B", "v6e:16x16", 462),
+        ("Mixtral-8x22B", "v6e:16x16", 332), ("GPT3-175B", "v6e:16x16", 385),
+        ("Llama-3.1-405B", "tpu7x:4x8x8", 1_261), ("DeepSeek-V3", "tpu7x:4x8x8", 613),
+        ("MaxText Llama-3.1-70B", "h200:256", 508),
+    ],
+)
+def test_a_token_has_the_flops_that_the_source_counts(name, machine, printed):
+    published, _ = plan_calibration.compare(run := chosen(name, machine))
+    assert published * registry.topology(run.topology).chip.peak_flops / 1e12 == pytest.approx(printed, rel=0.01)
 
 
 def test_each_constant_has_one_run():

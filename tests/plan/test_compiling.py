@@ -209,3 +209,14 @@ def test_a_search_asks_for_the_compiler_before_it_begins(compiler, monkeypatch, 
     assert cli.main(["plan", "phi_125m", "--topology", "v5e:2x2", "--search"]) == 2
     said = capsys.readouterr()
     assert said.out == "" and "no compiler; install it" in said.err
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (-8, "died of SIGFPE, inside the compiler"), (-9, "was killed, perhaps for want of memory"),
+        (137, "was killed, perhaps for want of memory"), (3, "ended with code 3: last line"),
+    ],
+)
+def test_a_compile_that_gave_no_answer_is_told_by_how_it_ended(code, said):
+    assert compiling._end(code, "first line\nlast line\n").startswith(said)

@@ -32,6 +32,18 @@ def test_lines_are_on_disk_at_once(tmp_path, no_board):
     }
 
 
+def test_damage_is_told_by_its_line_and_the_end_of_a_run_by_its_last_look(tmp_path, no_board):
+    assert metrics.damage(tmp_path) == "" and metrics.final(read(tmp_path)) is None
+    with MetricLog(tmp_path) as log:
+        log.write(1, "eval", loss=2.5)
+        log.write(1, "eval", loss=2.4, final=True)
+        log.write(1, "sample", text="x", final=True)
+    assert metrics.damage(tmp_path) == "" and metrics.final(read(tmp_path))["loss"] == 2.4
+    file = tmp_path / "metrics.jsonl"
+    file.write_bytes(file.read_bytes().replace(b'{"step": 1, "kind": "eval", "loss": 2.4', b"\xff", 1))
+    assert metrics.damage(tmp_path) == f"damaged metrics ({file}, line 2)" and metrics.final(read(tmp_path)) is None
+
+
 def test_resume_cuts_what_is_past_and_what_is_torn(tmp_path, no_board):
     with MetricLog(tmp_path) as log:
         for step in range(1, 9):
