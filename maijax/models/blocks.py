@@ -63,7 +63,9 @@ class Declared(nn.Module):
         """A weight as it lies at rest, float32."""
         weight = _declared(self.cfg)[f"{self.root}/{name}"]
         shape = weight.sizes[weight.letters.startswith("L") :]  # nn.scan adds the layers
-        return self.param(name, lambda key: sample(weight, key, shape))
+        # Flax asks for the shape at every call; how to draw the numbers is traced only where they are drawn.
+        draw = self.is_initializing()
+        return self.param(name, lambda key: sample(weight, key, shape) if draw else jnp.zeros(shape, jnp.float32))
 
     def weight(self, name: str, dtype: Any = None) -> jax.Array:
         """A weight to be used."""
