@@ -16,6 +16,7 @@ from maijax.sweep.study import Study, Trial
 from maijax.train import sheet
 from maijax.train.chart import SIDE, number, ruler
 from maijax.train.sheet import text as escape
+from maijax.words import plural
 
 FILE = "report.html"
 COLOURS = ("#2563c9", "#d9730d", "#1f8a5b", "#a23ba8", "#b42b3a", "#5d6b7a")
@@ -47,7 +48,7 @@ def render(study: Study) -> str:
     colour = _colour(dimensions)
     charts = "\n".join(_chart(path, one, found, colour if colour != path else None) for path, one in dimensions.items())
     finished = sum(len(one.trials) for one in found)
-    lead = f"{study.count} trial{'' if study.count == 1 else 's'}, {finished} finished."
+    lead = f"{plural(study.count, 'trial')}, {finished} finished."
     top = best(trials)
     if top is not None and top.result is not None:
         lead += f" Best: trial {top.number}, {top.result.bits_per_byte:.4f} bits per byte, at {_told(top.point)}."
