@@ -132,8 +132,8 @@ def foretell(asked: Sweep, folder: Path, args: argparse.Namespace) -> int:
         print(f"would train nothing: {plural(ended, 'trial')} of {ended:,} ended; nothing was written")
         return 0
     saved = sum(trial.result is None and newest(study.where(trial.number)) > 0 for trial in begun)
-    print(f"would go on: {ended} of {plural(asked.count, 'trial')} ended, {saved} to go on from a checkpoint, "
-          f"{asked.count - ended - saved} to start; nothing was written")
+    paragraph(f"would go on: {ended} of {plural(asked.count, 'trial')} ended, {saved} to go on from a checkpoint, "
+              f"{asked.count - ended - saved} to start; nothing was written", indent="")
     return 0
 
 
@@ -156,7 +156,7 @@ def tell(study: Study, trials: list[Trial], page: Path) -> None:
         figures = ["" if v is None else f"{v:.4f}" for v in (r.bits_per_byte, r.loss)]
         state = "" if r.state == "done" else f"{r.state}{': ' + r.why if r.why else ''}"
         table.append([str(trial.number), *(trial.point[path] for path in paths), *figures, f"{r.step:,}", state])
-    _print(["trial", *_leaves(paths), "bits/byte", "loss", "step", ""], table, len(best))
+    _print(["trial", *_leaves(paths), "bits/byte", "loss", "step", ""], table, len(best), range(1, 1 + len(paths)))
     found = seeds.settings(trials) if SEED in paths else []
     if seeds.repeated(found):
         rest = [path for path in paths if path != SEED]
@@ -167,7 +167,7 @@ def tell(study: Study, trials: list[Trial], page: Path) -> None:
             for one in found[:SHOWN]
         ]
         print("\nmean over seeds, and the standard deviation of a single trial")
-        _print([*_leaves(rest), "bits/byte", "deviation", "seeds", ""], table, len(found))
+        _print([*_leaves(rest), "bits/byte", "deviation", "seeds", ""], table, len(found), range(len(rest)))
     if page.exists():
         print(f"\npicture: {page}")
 
@@ -178,13 +178,18 @@ def _leaves(paths: list[str]) -> list[str]:
     return [leaf if leaves.count(leaf) == 1 else path for leaf, path in zip(leaves, paths, strict=True)]
 
 
-def _print(head: list[str], table: list[list[str]], count: int) -> None:
-    """A table under its head, of `count` lines if it were whole; the last column takes what is left of the line."""
+def _print(head: list[str], table: list[list[str]], count: int, varied: range) -> None:
+    """A table under its head, of `count` lines if it were whole; the last column takes what is left of the line.
+
+    `varied` are the columns of the values that were varied.
+    """
+    # Values may be cut into lines, figures may not; with very many values the table is wider than the page.
     longest = [max(map(len, column)) for column in zip(*(row[:-1] for row in (head, *table)), strict=True)]
-    most = 24
-    while sum(widths := [min(long, most) for long in longest]) + 2 * len(widths) > WIDTH - LEAST:
-        most -= 1
-    rows([head, *table], widths=[*widths, WIDTH - sum(widths) - 2 * len(widths)])
+    figures = [i for i in range(len(longest)) if i not in varied]
+    room = WIDTH - LEAST - 2 * len(longest) - sum(longest[i] for i in figures)
+    most = max(6, room // max(1, len(varied)))
+    widths = [long if i in figures else min(long, most) for i, long in enumerate(longest)]
+    rows([head, *table], widths=[*widths, max(LEAST, WIDTH - sum(widths) - 2 * len(widths))])
     if count > len(table):
         print(f"and {count - len(table)} more")
 

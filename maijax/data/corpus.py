@@ -27,7 +27,7 @@ from maijax.data import cachedir, sources, split, store, tfds_source, tokenizer
 from maijax.data.progress import progress
 from maijax.data.store import Store
 from maijax.data.tokenizer import Tokenizer
-from maijax.errors import UserError
+from maijax.errors import DataError
 
 _INDEX = 1  # goes up when the index means something else
 _TOKENIZER_BYTES = 64 * 2**20  # of text that a tokenizer is trained on, at most
@@ -98,7 +98,7 @@ def prepare_whole(source: SourceConfig, tokens: Tokenizer, *, errors: sources.Er
     cache = cachedir.ready(cache)
     scan = _scan(source, errors, cache)
     if not len(scan.hashes):
-        raise UserError(f"data source {source.uri} is empty: it holds no document with text")
+        raise DataError(f"data source {source.uri} is empty: it holds no document with text")
     return _stores(source, scan, np.zeros(len(scan.hashes), bool), tokens, errors, cache)[0]
 
 
@@ -278,12 +278,12 @@ def _tokenise(
             for texts in _batched(_documents(source, errors, cache)):
                 for text, ids in zip(texts, tokens.encode_many(texts), strict=True):
                     if index >= len(held) or split.content_hash(text) != scan.hashes[index]:
-                        raise UserError(f"data source {source.uri} changed while it was read; run again")
+                        raise DataError(f"data source {source.uri} changed while it was read; run again")
                     writers[int(held[index])].add(text, ids)
                     index += 1
                 done(len(texts))
             if index != len(held):
-                raise UserError(f"data source {source.uri} changed while it was read; run again")
+                raise DataError(f"data source {source.uri} changed while it was read; run again")
         for writer in writers:
             writer.close()
     finally:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from maijax.data import tfds_source
 from maijax.data.zstd import open_zstd
-from maijax.errors import UserError
+from maijax.errors import DataError
 
 Errors = Literal["strict", "replace"]
 JSON_KINDS = (".jsonl", ".json", ".ndjson")
@@ -36,7 +36,7 @@ def documents(uri: str, *, field: str, errors: Errors, cache: Path, counts: Coun
     only <|endoftext|> divide it; its CRLF become LF, and empty lines around a document are dropped. A folder
     is read recursively in the order of its sorted paths, hidden files left out.
 
-    Raises: UserError, naming file and line, for what cannot be read, parsed or decoded.
+    Raises: DataError, naming file and line, for what cannot be read, parsed or decoded.
     """
     for where, text in _located(uri, field, errors, cache, counts):
         text = _encodable(text, where, errors, counts)
@@ -49,7 +49,7 @@ def documents(uri: str, *, field: str, errors: Errors, cache: Path, counts: Coun
 def files(uri: str, cache: Path) -> list[Path]:
     """The files that the documents come from, in reading order.
 
-    Raises: UserError if there are none.
+    Raises: DataError if there are none.
     """
     if tfds_source.is_tfds(uri):
         return tfds_source.files(uri, cache)
@@ -63,12 +63,12 @@ def files(uri: str, cache: Path) -> list[Path]:
             and path.is_file()
         ]
         if not found:
-            raise UserError(f"data source {uri}: no {_readable()} file in this folder")
+            raise DataError(f"data source {uri}: no {_readable()} file in this folder")
         return sorted(found, key=lambda path: path.relative_to(root).as_posix())
     if not root.exists():
-        raise UserError(f"data source {uri}: no such file or folder, looked for {root}; or name a tfds:NAME")
+        raise DataError(f"data source {uri}: no such file or folder, looked for {root}; or name a tfds:NAME")
     if not _kind(root):
-        raise UserError(f"data source {uri}: unknown kind of file; give a {_readable()} file")
+        raise DataError(f"data source {uri}: unknown kind of file; give a {_readable()} file")
     return [root]
 
 
@@ -88,18 +88,18 @@ def _json_lines(path: Path, field: str, errors: Errors, counts: Counts) -> Itera
         try:
             record = json.loads(line)
         except ValueError as error:
-            raise UserError(f"{where}: not JSON ({error}); one object per line is expected") from None
+            raise DataError(f"{where}: not JSON ({error}); one object per line is expected") from None
         if not isinstance(record, dict):
-            raise UserError(f"{where}: a JSON {type(record).__name__}; one object per line is expected")
+            raise DataError(f"{where}: a JSON {type(record).__name__}; one object per line is expected")
         if field not in record:
             there = ", ".join(map(repr, record)) or "none"
-            raise UserError(
+            raise DataError(
                 f"{where}: no field '{field}'; its fields: {there}; "
                 "name one with --set data.sources[0].field=NAME (maijax eval: --field NAME)"
             )
         if not isinstance(record[field], str):
             kind = type(record[field]).__name__
-            raise UserError(f"{where}: field '{field}' holds {kind}, not text; name another")
+            raise DataError(f"{where}: field '{field}' holds {kind}, not text; name another")
         yield where, record[field]
 
 
@@ -125,11 +125,11 @@ def _lines(path: Path, errors: Errors, counts: Counts) -> Iterator[tuple[str, st
             for number, raw in enumerate(handle, start=1):
                 where = f"{path}:{number}"
                 yield where, decode(raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw, where)
-    except UserError:
+    except DataError:
         raise
     except Exception as error:  # each decompressor has its own kinds
         said = getattr(error, "strerror", None) or error
-        raise UserError(f"{path} cannot be read ({said}); mend the file or take it out of the data") from None
+        raise DataError(f"{path} cannot be read ({said}); mend the file or take it out of the data") from None
 
 
 def _decoder(counts: Counts, errors: Errors) -> Callable[[bytes, str], str]:
@@ -138,7 +138,7 @@ def _decoder(counts: Counts, errors: Errors) -> Callable[[bytes, str], str]:
             return raw.decode()
         except UnicodeDecodeError as error:
             if errors == "strict":
-                raise UserError(
+                raise DataError(
                     f"{where}: invalid UTF-8 (0x{raw[error.start]:02x}, byte {error.start + 1} of the line); "
                     f"convert the file to UTF-8, or train with --set data.errors=replace"
                 ) from None
@@ -156,7 +156,7 @@ def _encodable(text: str, where: str, errors: Errors, counts: Counts) -> str:
         return text
     except UnicodeEncodeError as error:
         if errors == "strict":
-            raise UserError(
+            raise DataError(
                 f"{where}: lone surrogate \\u{ord(text[error.start]):04x} is not valid text; "
                 f"mend the line, or train with --set data.errors=replace"
             ) from None

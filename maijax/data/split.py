@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from maijax.errors import UserError
+from maijax.errors import DataError
 
 
 def content_hash(text: str) -> int:
@@ -22,14 +22,14 @@ def held_out(hashes: Sequence[np.ndarray], share: float, names: Sequence[str]) -
     corpus grows. Where this would leave a source without training text, or nothing held out at all, the
     nearest document changes sides, and its copies with it.
 
-    Raises: UserError if there are too few different documents for both sides.
+    Raises: DataError if there are too few different documents for both sides.
     """
     threshold = np.uint64(min(int(share * 2**64), 2**64 - 1))
     everything = np.unique(np.concatenate([*hashes, np.empty(0, np.uint64)]))
     chosen = everything < threshold
     for name, of_source in zip(names, hashes, strict=True):
         if not len(of_source):
-            raise UserError(f"data source {name} is empty: it holds no document with text")
+            raise DataError(f"data source {name} is empty: it holds no document with text")
         if chosen[np.searchsorted(everything, of_source)].all():
             chosen[np.searchsorted(everything, of_source.max())] = False
     if not chosen.any():
@@ -37,7 +37,7 @@ def held_out(hashes: Sequence[np.ndarray], share: float, names: Sequence[str]) -
         alone = {int(h[0]) for h in hashes if (h == h[0]).all()}
         spare = [index for index, value in enumerate(everything.tolist()) if value not in alone]
         if not spare:
-            raise UserError(
+            raise DataError(
                 f"data source {names[0]}: {len(everything)} different document(s) cannot be divided into "
                 f"training and held-out text; give more files or JSON lines, or divide a text file by lines "
                 f"that hold only <|endoftext|>"

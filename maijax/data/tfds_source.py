@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from maijax.data import cachedir
-from maijax.errors import UserError
+from maijax.errors import DataError
 
 STORIES = "maijax_stories"
 _PREFIX = "tfds:"
@@ -26,7 +26,7 @@ def parse(uri: str) -> tuple[str, str]:
     """tfds:NAME[/config][:version][:split] -> (NAME[/config][:version], split), by default train."""
     name, _, rest = uri.removeprefix(_PREFIX).partition(":")
     if not name:
-        raise UserError(f"data source {uri}: no name; write tfds:NAME[/config][:version][:split]")
+        raise DataError(f"data source {uri}: no name; write tfds:NAME[/config][:version][:split]")
     head, _, tail = rest.partition(":")
     if _VERSION.fullmatch(head):
         return f"{name}:{head}", tail or "train"
@@ -43,7 +43,7 @@ def texts(
     builder = _builder(uri, cache)
     if field not in (builder.info.features or {}):
         there = ", ".join(map(repr, sorted(builder.info.features or {}))) or "none"
-        raise UserError(f"data source {uri}: no field '{field}'; its fields: {there}; set `field`")
+        raise DataError(f"data source {uri}: no field '{field}'; its fields: {there}; set `field`")
     # Only the text is decoded: other features may be large, or need packages that are not here.
     only = tfds.features.FeaturesDict({field: builder.info.features[field]})
     try:
@@ -51,20 +51,20 @@ def texts(
             split=split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
         )
     except NotImplementedError as error:
-        raise UserError(f"data source {uri}: {error}; prepare it with file_format='array_record'") from None
+        raise DataError(f"data source {uri}: {error}; prepare it with file_format='array_record'") from None
     except ValueError as error:
-        raise UserError(f"data source {uri}: {error}; its splits: {', '.join(builder.info.splits)}") from None
+        raise DataError(f"data source {uri}: {error}; its splits: {', '.join(builder.info.splits)}") from None
     for index in range(len(source)):
         where = f"{uri} record {index}"
         try:
             example: Any = only.deserialize_example_np(source[index])
         except Exception as error:
-            raise UserError(f"{where} of {name} in {builder.data_path} cannot be read ({error})") from None
+            raise DataError(f"{where} of {name} in {builder.data_path} cannot be read ({error})") from None
         text = example[field]
         if isinstance(text, bytes):
             text = decode(text, where)
         if not isinstance(text, str):
-            raise UserError(f"{where}: field '{field}' is a {type(text).__name__}; it must be text")
+            raise DataError(f"{where}: field '{field}' is a {type(text).__name__}; it must be text")
         yield where, text
 
 
@@ -86,15 +86,15 @@ def _builder(uri: str, cache: Path) -> Any:
     try:
         builder = tfds.builder(name, data_dir=folder)
     except tfds.core.DatasetNotFoundError:
-        raise UserError(
+        raise DataError(
             f"data source {uri}: TFDS knows no dataset '{name}'; TFDS_DATA_DIR says where prepared ones lie"
         ) from None
     except Exception as error:  # a builder's own code runs here, which may want TensorFlow
-        raise UserError(f"data source {uri} cannot be opened ({_first_line(error)})") from None
+        raise DataError(f"data source {uri} cannot be opened ({_first_line(error)})") from None
     if not Path(builder.data_path).exists():
         builder = _prepared(uri, name, folder, cache)
     if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
-        raise UserError(
+        raise DataError(
             f"data source {uri} in {builder.data_path} is not stored as array_record, and needs TensorFlow; "
             f"prepare it again with file_format='array_record'"
         )
@@ -111,10 +111,10 @@ def _prepared(uri: str, name: str, folder: str | None, cache: Path) -> Any:
             tfds.disable_progress_bar()
             with contextlib.redirect_stdout(io.StringIO()):
                 builder.download_and_prepare()
-        except UserError:
+        except DataError:
             raise
         except Exception as error:
-            raise UserError(
+            raise DataError(
                 f"data source {uri} could not be prepared ({type(error).__name__}: {_first_line(error)}); "
                 f"prepare it elsewhere with file_format='array_record' and copy it to {builder.data_path}"
             ) from None

@@ -58,7 +58,7 @@ def drive(study: Study, launcher: Launcher) -> bool:
             if refused and study.trained() and _moment(study.trials()) != then:
                 refused = ""
             if refused and not alive:
-                raise UserError(refused.removeprefix("maijax: "))
+                raise UserError(refused)
             free = study.count - len(ended) - len(study.held()) if alive < launcher.workers else 0
             if free > 0 and not refused and time.monotonic() >= delay:
                 launcher.start()
@@ -82,11 +82,9 @@ def at_work(study: Study, trials: Sequence[Trial]) -> str:
 
 def said(trials: Sequence[Trial]) -> str:
     """The best so far, and how many were stopped early or failed."""
-    done = [t for t in trials if t.result is not None and t.result.state == "done"]
     parts = []
-    if found := best(done):
-        assert found.result is not None
-        parts.append(f"best {found.result.bits_per_byte:.4f} bits per byte (trial {found.number})")
+    if found := best(trials):
+        parts.append(f"best {found.figure:.4f} bits per byte (trial {found.number})")
     for state in ("pruned", "failed"):
         if count := sum(t.result is not None and t.result.state == state for t in trials):
             parts.append(f"{count} {state}")
@@ -95,8 +93,8 @@ def said(trials: Sequence[Trial]) -> str:
 
 def best(trials: Sequence[Trial]) -> Trial | None:
     """The finished trial with the fewest bits per byte."""
-    done = [(t.result.bits_per_byte, t) for t in trials if t.result is not None and t.result.state == "done"]
-    return min(((b, t) for b, t in done if b is not None), key=lambda pair: pair[0], default=(None, None))[1]
+    done = [(trial.figure, trial) for trial in trials if trial.figure is not None]
+    return min(done, key=lambda pair: pair[0], default=(None, None))[1]
 
 
 def _stop(launcher: Launcher) -> None:

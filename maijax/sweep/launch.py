@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from maijax.errors import RunError, UserError
 from maijax.sweep import worker
 
+_SHARED = 15.0  # seconds until what a job wrote at its end is seen over a network file system
 LAUNCHERS = ("local", "slurm", "ray")
 
 
@@ -93,7 +94,7 @@ class Local:
                 del self._places[place]
                 if process.stdin:
                     process.stdin.close()
-                found.append((code, _last_line(self.folder / "workers" / f"{place}.log")))
+                found.append((code, _last_line(self.folder / "workers" / f"{place}.log").removeprefix("maijax: ")))
         return found
 
     def stop(self) -> None:
@@ -143,6 +144,7 @@ class Slurm:
             raise UserError(f"--launcher slurm: {' '.join(str(error).split())}") from None
         self._jobs: dict[str, Any] = {}
         self._queued: set[str] = set()
+        self._gone: dict[str, float] = {}  # since when a job has not been in the queue
         self._asked = 0.0
 
     def start(self) -> None:
@@ -170,11 +172,16 @@ class Slurm:
         self._look()
         found = []
         for number in [n for n in self._jobs if n not in self._queued]:
-            job = self._jobs.pop(number)
-            try:
-                found.append(job.result())
-            except Exception:  # it died
-                found.append((1, _last_line(Path(job.paths.stderr))))
+            job, since = self._jobs[number], self._gone.setdefault(number, time.monotonic())
+            if job.paths.result_pickle.exists():
+                with contextlib.suppress(Exception):  # it died
+                    found.append(job.result())
+                    del self._jobs[number]
+                    continue
+            elif time.monotonic() - since < _SHARED:
+                continue  # submitit itself would wait for ever where there is no accounting
+            del self._jobs[number]
+            found.append((1, _last_line(Path(job.paths.stderr))))
         return found
 
     def stop(self) -> None:

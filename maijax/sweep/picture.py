@@ -47,7 +47,7 @@ def render(study: Study) -> str:
     found = seeds.settings(trials, over)
     colour = _colour(dimensions)
     charts = "\n".join(_chart(path, one, found, colour if colour != path else None) for path, one in dimensions.items())
-    finished = sum(len(one.trials) for one in found)
+    finished = sum(trial.figure is not None for trial in trials)
     lead = f"{plural(study.count, 'trial')}, {finished} finished."
     top = best(trials)
     if top is not None and top.result is not None:
@@ -99,7 +99,7 @@ def _chart(path: str, dimension: Dimension, shown: Sequence[Setting], colour: st
     left, right = min(xs), max(xs)
     if left == right:
         left, right = left - 0.5, right + 0.5
-    values = sorted(f for one in shown for f in map(seeds.figure, one.trials) if f is not None)
+    values = sorted(t.figure for one in shown for t in one.trials if t.figure is not None)
     # What diverged would flatten the rest: it leaves the frame at the top.
     high = min(values[-1], values[0] + 4 * max(values[len(values) // 2] - values[0], 1e-3))
     marks = ruler(values[0], max(high, values[0] + 1e-6))
@@ -130,7 +130,7 @@ def _chart(path: str, dimension: Dimension, shown: Sequence[Setting], colour: st
                 ends = f"M{x(one)} {y(one.mean - one.deviation)}V{y(one.mean + one.deviation)}"
                 body += f'<path class="bar" stroke="{stroke}" d="{ends}"/>'
             numbers = ", ".join(str(trial.number) for trial in one.trials)
-            told = f"trial{'' if len(one.trials) == 1 else 's'} {numbers}: {_amount(one)}, {_told(one.point)}"
+            told = f"{plural(len(one.trials), 'trial')} ({numbers}): {_amount(one)}, {_told(one.point)}"
             body += (
                 f'<path class="dots" stroke="{stroke}" d="M{place(one)}h0"><title>{escape(told)}</title></path>'
             )

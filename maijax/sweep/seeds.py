@@ -23,29 +23,26 @@ class Setting:
 
 
 def settings(trials: Sequence[Trial], over: str = SEED) -> list[Setting]:
-    """Those with a finished trial, the best mean first, and last those that did not finish at every seed."""
+    """Those with a finished trial, the best mean first, and last those that have not as many seeds as others."""
     together: dict[tuple[tuple[str, str], ...], dict[str, Trial]] = {}
     for trial in trials:
         if trial.result is not None:
             rest = tuple((path, text) for path, text in trial.point.items() if path != over)
-            together.setdefault(rest, {})[trial.point.get(over, "")] = trial  # equal draws are one
-    found = []
+            seeds, seed = together.setdefault(rest, {}), trial.point.get(over, "")
+            if seed not in seeds or seeds[seed].figure is None:  # equal draws are one
+                seeds[seed] = trial
+    most, found = max(map(len, together.values()), default=0), []
     for rest, seeds in together.items():
-        done = tuple(t for t in seeds.values() if figure(t) is not None)
+        done = tuple(trial for trial in seeds.values() if trial.figure is not None)
+        figures = [trial.figure for trial in done if trial.figure is not None]
         if done:
-            figures = [f for f in map(figure, done) if f is not None]
             found.append(Setting(
                 point=dict(rest), trials=done, lost=len(seeds) - len(done), mean=statistics.fmean(figures),
                 deviation=statistics.stdev(figures) if len(figures) > 1 else None,
             ))
-    return sorted(found, key=lambda one: (one.lost > 0, one.mean))
+    return sorted(found, key=lambda one: (len(one.trials) < most, one.mean))
 
 
 def repeated(found: Sequence[Setting]) -> bool:
     """Whether some setting has a spread."""
     return any(one.deviation is not None for one in found)
-
-
-def figure(trial: Trial) -> float | None:
-    """Of a trial that came to its end, not of one that was stopped early."""
-    return trial.result.bits_per_byte if trial.result is not None and trial.result.state == "done" else None

@@ -58,6 +58,11 @@ class Trial:
     running: bool  # as its worker wrote; a worker that was killed wrote nothing more
     result: Result | None
 
+    @property
+    def figure(self) -> float | None:
+        """Held-out bits per byte of a trial that came to its end, not of one that was stopped early."""
+        return self.result.bits_per_byte if self.result is not None and self.result.state == "done" else None
+
 
 @dataclasses.dataclass(kw_only=True)
 class Claim:
@@ -173,7 +178,7 @@ class Study:
                 trial = begun.get(number)
                 if number in but or (trial is not None and trial.result is not None):
                     continue
-                claim = self._take(number, trial, [*begun.values(), *(c.trial for c in taken)])
+                claim = self._take(number, [*begun.values(), *(c.trial for c in taken)])
                 if claim is None:
                     continue
                 own = groups.signature(self.sweep.experiment(claim.trial.point)) if most > 1 else None
@@ -189,8 +194,8 @@ class Study:
                     break
             return taken
 
-    def _take(self, number: int, trial: Trial | None, others: list[Trial]) -> Claim | None:
-        """Locks a trial, or None: somebody runs it, or it is given up here."""
+    def _take(self, number: int, others: list[Trial]) -> Claim | None:
+        """Locks a trial, or None: somebody runs it, or it has ended, or is given up here."""
         folder = self.where(number)
         folder.mkdir(exist_ok=True)
         lock = open(folder / ".claim", "a")
@@ -199,7 +204,10 @@ class Study:
         except OSError:
             lock.close()
             return None
-        step = newest(folder)
+        trial, step = self._trial(number), newest(folder)  # its worker may have ended it a moment ago
+        if trial is not None and trial.result is not None:
+            lock.close()
+            return None
         if trial is None:
             trial = Trial(number=number, point=self._point(number, others), deaths=0, step=0, running=True, result=None)
         else:

@@ -15,11 +15,12 @@ from typing import Any
 
 from maijax import provenance, scaling
 from maijax.config import Experiment
-from maijax.errors import RunError, UserError
+from maijax.errors import DataError, RunError, UserError
 from maijax.sweep import prune
 from maijax.sweep.study import Claim, Result, Study, newest
 from maijax.train import metrics
 from maijax.train.interrupt import Interrupt
+from maijax.words import plural
 
 STOPPED = 75
 TIED = "MAIJAX_SWEEP_TIED"  # set: standard input is a pipe whose other end is the driver's
@@ -29,7 +30,8 @@ def work(folder: str, workers: int, together: int) -> int:
     """Runs trials of the sweep in a folder until none is free; returns 0, or 75 if it was asked to stop.
 
     Asked by SIGTERM, Ctrl-C, or SIGUSR2, which Slurm sends before a job's time is up. Raises UserError if no trial
-    that is free can begin, and none ever did: it is not their values then; or if this machine lacks what all need.
+    that is free can begin, and none ever did: it is not their values then; or if this machine lacks what all need, as
+    data that can be read.
     """
     with Interrupt() as asked:
         signal.signal(signal.SIGUSR2, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
@@ -42,7 +44,7 @@ def work(folder: str, workers: int, together: int) -> int:
             if claims:
                 try:
                     together, more = run_claimed(study, claims, together)
-                except UserError:  # of the cache folder, say, in which the trials have no part
+                except UserError:  # of the cache folder or the data, in which the trials have no part
                     for claim in claims:
                         claim.release(None)
                     raise
@@ -78,7 +80,7 @@ def run_claimed(study: Study, claims: list[Claim], together: int) -> tuple[int, 
     experiments = [study.sweep.experiment(claim.trial.point) for claim in claims]
     records = [_record(study, claim, e) for claim, e in zip(claims, experiments, strict=True)]
     numbers = ", ".join(str(claim.trial.number) for claim in claims)
-    print(f"maijax: trial{'' if len(claims) == 1 else 's'} {numbers}", file=sys.stderr, flush=True)
+    print(f"maijax: {plural(len(claims), 'trial')}: {numbers}", file=sys.stderr, flush=True)
 
     def watch(which: int, step: int, figure: float) -> bool:
         if study.sweep.prune == "none":
@@ -106,6 +108,9 @@ def run_claimed(study: Study, claims: list[Claim], together: int) -> tuple[int, 
     except UserError as error:
         outcomes = [error] * len(claims)
     jax.clear_caches()  # programs of other shapes are not needed again, and they add up
+    for outcome in outcomes:
+        if isinstance(outcome, DataError):
+            raise outcome
     trained, refused = study.trained(), {}
     for claim, outcome in zip(claims, outcomes, strict=True):
         if isinstance(outcome, UserError) and not trained:

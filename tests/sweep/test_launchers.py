@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 from sweep_parts import ROOT, four, process, tiny
@@ -181,3 +182,28 @@ def test_a_missing_package_names_the_extra(package, text, tmp_path, monkeypatch)
 
 def test_the_experiment_survives_the_command(corpus):
     assert plain.from_plain(plain.to_plain(tiny(corpus))) == tiny(corpus)
+
+
+def test_a_job_that_died_without_a_word_is_told_of(tmp_path, monkeypatch):
+    """Where there is no accounting, submitit waits for ever for the result of a job that was killed."""
+    def job(number, result):
+        paths = SimpleNamespace(result_pickle=tmp_path / f"{number}.pkl", stderr=tmp_path / f"{number}.err")
+        return SimpleNamespace(paths=paths, result=result, job_id=number)
+
+    slurm = object.__new__(launch.Slurm)
+    slurm._jobs = {"1": job("1", None), "2": job("2", lambda: (2, "no such file"))}
+    slurm._queued, slurm._gone, slurm._asked = set(), {}, float("inf")
+    (tmp_path / "1.err").write_text("begins\nslurmstepd: error: Detected 1 oom_kill event\n")
+    (tmp_path / "2.pkl").touch()
+    assert slurm.ended() == [(2, "no such file")]  # what the other wrote may not be seen yet
+    monkeypatch.setattr(launch, "_SHARED", 0.0)
+    assert slurm.ended() == [(1, "slurmstepd: error: Detected 1 oom_kill event")] and slurm.ended() == []
+
+
+def test_a_worker_is_told_of_without_the_name_of_the_program(tmp_path):
+    launcher = launch.Local(tmp_path, 1, 1, {})
+    launcher.words = (sys.executable, "-c", "import sys; sys.exit('maijax: no space left')")
+    launcher.start()
+    while launcher.alive():
+        time.sleep(0.01)
+    assert launcher.ended() == [(1, "no space left")]

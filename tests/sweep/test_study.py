@@ -131,6 +131,16 @@ def test_claims_are_alone_and_come_back(corpus, tmp_path):
     assert study.trials()[0].result == Result(state="done", step=6, bits_per_byte=2.0)
 
 
+def test_a_trial_that_ends_while_another_looks_for_one_is_not_run_again(corpus, tmp_path, monkeypatch):
+    study, other = make(tmp_path / "s", corpus), Study.load(tmp_path / "s")
+    [mine] = study.claim(1)
+    seen = other.trials()  # it runs
+    mine.release(Result(state="pruned", step=4, bits_per_byte=5.0))
+    monkeypatch.setattr(other, "trials", lambda: seen)
+    assert [c.trial.number for c in other.claim(2)] == [1, 2]
+    assert study.trials()[0].result == Result(state="pruned", step=4, bits_per_byte=5.0)
+
+
 def test_a_trial_that_kills_its_workers_runs_alone_and_is_given_up(corpus, tmp_path):
     study = make(tmp_path / "s", corpus)
     numbers = []

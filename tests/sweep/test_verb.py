@@ -3,6 +3,7 @@
 import json
 import re
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from maijax import cli, registry
 from maijax.cli import sweep as verb
 from maijax.cli import table
 from maijax.space import Sweep
-from maijax.sweep import drive, picture
+from maijax.sweep import drive, picture, seeds
 from maijax.sweep.study import Result, Study, Trial
 
 TITLE = "mean over seeds, and the standard deviation of a single trial"
@@ -147,6 +148,31 @@ def test_only_seeds_are_an_axis_of_their_own(corpus, tmp_path):
     assert picture.render(study).count('class="dots"') == 3
 
 
+def test_equal_draws_are_one_setting_and_every_trial_counts(corpus, tmp_path):
+    sweep = Sweep(name="s", base=tiny(corpus), space={"optim.lr": "1e-3,1e-2", "train.seed": "0,1"},
+                  sampler="random", trials=12)
+    study = Study.create(tmp_path / "s", sweep, {})
+    claims = study.claim(12)
+    for i, claim in enumerate(claims):
+        last = i == len(claims) - 1
+        claim.release(Result(state="failed", step=1, why="x") if last else
+                      Result(state="done", step=6, bits_per_byte=2.0 + i))
+    trials = study.trials()
+    found = seeds.settings(trials)
+    assert found[0].trials[0].number == 0 and sum(one.lost for one in found) == 0  # the failed one is a repetition
+    assert "12 trials, 11 finished. Best: trial 0, 2.0000" in picture.render(study)
+
+
+def test_a_lucky_seed_leads_no_means(corpus, tmp_path):
+    """A stopped sweep has settings of which only one seed is done."""
+    space = {"optim.lr": "1e-3,1e-2", "train.seed": "0,1,2"}
+    study = Study.create(tmp_path / "s", Sweep(name="s", base=tiny(corpus), space=space), {})
+    for claim, figure in zip(study.claim(4), (3.00, 3.01, 3.02, 2.5), strict=True):
+        claim.release(Result(state="done", step=6, bits_per_byte=figure))
+    assert [one.point["optim.lr"] for one in seeds.settings(study.trials())] == ["1e-3", "1e-2"]
+    assert "Best mean over seeds: 3.0100 \u00b1 0.0100, at optim.lr = 1e-3" in picture.render(study)
+
+
 def test_no_line_is_too_wide(corpus, tmp_path, capsys):
     """Of six values with long names, one of them a failure's long reason."""
     paths = ("model.attention.num_heads", "model.moe.num_experts", "optim.weight_decay", "optim.final_fraction",
@@ -163,6 +189,17 @@ def test_no_line_is_too_wide(corpus, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "at most 1 trial in one" in out
     assert max(map(len, out.splitlines()[1:])) <= table.WIDTH  # the first names the folder
+
+
+def test_figures_are_whole_beside_any_number_of_values(corpus, tmp_path, capsys):
+    paths = [f"optim.a_long_name_{i}" for i in range(30)]
+    study = Study(tmp_path, Sweep(name="s", base=tiny(corpus), space={"optim.lr": "1,2"}), {})
+    study.sweep = SimpleNamespace(space=dict.fromkeys(paths, "1,2"))
+    result = Result(state="done", step=12_000, bits_per_byte=3.8060, loss=4.0)
+    verb.tell(study, [Trial(number=7, point=dict.fromkeys(paths, "0.000123456"), deaths=0, step=0, running=False,
+                            result=result)], tmp_path / "none")
+    out = capsys.readouterr().out
+    assert "3.8060" in out and "12,000" in out
 
 
 def test_dry_run_of_a_stopped_sweep_says_what_is_left(corpus, lab, tmp_path, capsys):

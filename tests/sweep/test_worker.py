@@ -1,6 +1,8 @@
 """A worker that is asked to stop does so, whenever it is asked."""
 
+import shutil
 import signal
+from pathlib import Path
 
 import jax
 import pytest
@@ -9,7 +11,7 @@ from sweep_parts import tiny
 from maijax.errors import UserError
 from maijax.space import Sweep
 from maijax.sweep import worker
-from maijax.sweep.study import Study, newest
+from maijax.sweep.study import Result, Study, newest
 from maijax.train import programs
 from maijax.train.trainer import Trainer
 
@@ -48,3 +50,18 @@ def test_a_bad_cache_folder_is_no_death_of_a_trial(corpus, tmp_path, monkeypatch
         with pytest.raises(UserError, match="cache folder"):
             worker.work(str(study.folder), 1, 16)
     assert [(c.trial.deaths, c.trial.result) for c in study.claim(2)] == [(0, None)] * 2
+
+
+def test_data_that_cannot_be_read_any_more_fail_no_trial(corpus, tmp_path, monkeypatch, quick):
+    """Though others were trained before: no value of a trial would mend it."""
+    text = Path(shutil.copy(corpus, tmp_path))
+    sweep = Sweep(name="s", base=tiny(text, steps=2, eval_every=None), space={"optim.lr": "1e-3,1e-2,1e-1"})
+    study = Study.create(tmp_path / "s", sweep, {})
+    study.claim(1)[0].release(Result(state="done", step=2, bits_per_byte=3.0))
+    text.unlink()
+    monkeypatch.setenv("MAIJAX_CACHE", str(tmp_path / "empty"))
+    for _ in range(2):
+        with pytest.raises(UserError, match="no such file"):
+            worker.work(str(study.folder), 1, 16)
+    claims = Study.load(study.folder).claim(3)
+    assert [(c.trial.number, c.trial.deaths, c.trial.result) for c in claims] == [(1, 0, None), (2, 0, None)]
