@@ -121,12 +121,17 @@ def test_bad_input_is_one_line_and_exit_2(capsys, words, message):
         ("show a", "a is a run, not an experiment; runs/a/experiment.json holds its values; `maijax compare a OTHER`"),
         ("diff phi_tiny runs/a/", "runs/a/ is a run, not an experiment; runs/a/experiment.json holds its values"),
         ("diff phi_tiny sweep", "sweep holds 2 runs, not an experiment; `maijax compare sweep OTHER` puts runs side"),
+        ("show out", "out holds 1 run, not an experiment; `maijax compare out OTHER` puts"),
+        ("run b --runs-dir mine", "b is a run, not an experiment; mine/b/experiment.json holds its values; `maijax "
+         "compare b OTHER --runs-dir mine` puts"),
+        ("generate sweep --prompt x", "runs/sweep is a sweep, no run; name one of its trials, as sweep/trial-0000"),
     ],
 )
 def test_a_run_in_an_experiments_place_is_told_where_it_belongs(capsys, tmp_path, monkeypatch, words, message):
-    for name in ("a", "sweep/trial-0000", "sweep/trial-0001"):
-        (tmp_path / "runs" / name).mkdir(parents=True)
-        (tmp_path / "runs" / name / "experiment.json").write_text("{}")
+    for name in ("runs/a", "runs/sweep/trial-0000", "runs/sweep/trial-0001", "runs/out/x", "mine/b"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "experiment.json").write_text("{}")
+    (tmp_path / "runs" / "sweep" / "sweep.json").write_text("{}")
     monkeypatch.chdir(tmp_path)
     code, out, err = run(capsys, *words.split())
     assert (code, out) == (2, "") and err.startswith(f"maijax: {message}")

@@ -22,6 +22,7 @@ from maijax.words import count, duration
 if TYPE_CHECKING:
     from maijax.compare.ladder import Ladder
     from maijax.compare.measured import Measured
+    from maijax.compare.runs import Side
 
 _BESIDE = 3  # experiments in one table of 100 columns
 _CELL = 17
@@ -86,11 +87,17 @@ def _sides(
         found.append((at, dataclasses.replace(side.experiment, name=side.name),
                       rundir.provenance(side.runs[0].folder)))
     if len(found) < 2:
-        raise UserError(f"{' and '.join(names)} are seeds of one experiment, {len(sides[0].runs)} in all: name "
-                        "another to compare them with")
+        raise UserError(f"{' and '.join(names)} are {_one_side(sides[0])}; name another to compare with")
     found.sort(key=lambda one: one[0])
     return ([experiment for _, experiment, _ in found], [origin for *_, origin in found],
             measured.measure(sides) if sides else None)
+
+
+def _one_side(side: Side) -> str:
+    """What names of one side's runs are."""
+    if len(side.runs) > 1:
+        return f"seeds of one experiment, {len(side.runs)} in all"
+    return "runs of one experiment and seed" if side.copies else f"the same run, {side.name}"
 
 
 def _unknown(name: str, runs_dir: str) -> None:

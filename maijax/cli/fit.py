@@ -30,40 +30,46 @@ def fit(args: argparse.Namespace) -> int:
     measure = "bits_per_byte" if args.bits else "loss"
     found = points.gather(args.runs, runs_dir=args.runs_dir, count=args.params, measure=measure)
     try:
-        law = fits.fit(found.points)
+        law = fits.fit(found.points, command=_command(args))
     except UserError as error:
         raise UserError("; ".join([str(error), *points.left_out_words(found.left_out)])) from None
     budgets = isoflop.fit(found.points)
-    entry = kept = None
+    made = entry = None
     if args.name:
         experiment, _ = choose.experiment(args)
         if found.run is not None:
             select.comparable(found.run, (experiment.name, experiment), measure)
         place = points.of_experiment(experiment, name=experiment.name, count=args.params)
-        entry = ledger.foretell(
+        made = ledger.foretell(
             law, place, settings=args.set, measure=measure, count=args.params, runs_dir=args.runs_dir
         )
+        entry = ledger.kept(args.runs_dir, made)
     if args.html:
         from maijax.compare import fit_page
 
         fit_page.write(args.html, fit=law, budgets=budgets, entry=entry, unit=select.UNIT[measure],
                        counted=args.params)
-    if entry is not None and not args.dry_run:  # after the page, so that what failed can be said again
-        kept = ledger.write(args.runs_dir, entry)
-    file = None if kept is None else Path(args.runs_dir) / ledger.LEDGER
+    if made is not None and not args.dry_run:  # after the page, so that what failed can be said again
+        entry = ledger.write(args.runs_dir, made)
+    file = None if made is None or args.dry_run else Path(args.runs_dir) / ledger.LEDGER
     if args.json:
-        told = plainly(found, law, budgets, kept or entry, args) | {"ledger": None if file is None else str(file)}
+        told = plainly(found, law, budgets, entry, args) | {"ledger": None if file is None else str(file)}
         print(json.dumps(told, indent=1, allow_nan=False))
         return 0
     tell(found, law, budgets, args)
     if entry is not None:
-        tell_entry(kept or entry)
-        if kept and kept is not entry:
-            paragraph(f"the same was foretold at {kept.at}, and is kept once")
+        tell_entry(entry)
+        if entry is not made:
+            paragraph(f"the same was foretold at {entry.at}, and is kept once")
         paragraph(f"kept in {file}; `maijax fit --ledger` scores it" if file else "nothing was written")
     if args.html:
         print(f"\npage: {args.html}")
     return 0
+
+
+def _command(args: argparse.Namespace) -> str:
+    """As it was asked, for other RUNS to follow."""
+    return " ".join(["maijax fit", *["--bits"] * args.bits, *[f"--params {args.params}"] * (args.params != "active")])
 
 
 def _check(args: argparse.Namespace) -> None:

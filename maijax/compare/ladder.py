@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from maijax import scaling
 from maijax.compare import select
 from maijax.compare import trend as trends
+from maijax.compare.points import left_out_words
 from maijax.compare.runs import Run, Side, copies_words, gather, metric_of, value
 from maijax.compare.select import Metric
 from maijax.compare.trend import Needed, Trend
@@ -95,6 +96,7 @@ def of_sides(
     for other in others:
         select.comparable(first, other, metric)
     notes = [copies_words(side) for side in (*ours, *theirs) if side.copies]
+    notes += dict.fromkeys(said for side in (*ours, *theirs) for said in side.lost)
     sizes_a, sizes_b = (_sizes(name, sides, metric, notes) for name, sides in ((a, ours), (b, theirs)))
     rungs = _match(sizes_a, sizes_b, a, b, notes)
     if len(rungs) < FEWEST:
@@ -133,7 +135,7 @@ def _sizes(name: str, sides: Sequence[Side], metric: Metric, notes: list[str]) -
     for side in sides:
         done = tuple(run for run in side.runs if run.finished)
         if len(done) < len(side.runs):
-            notes.append("left out, not finished: " + ", ".join(run.name for run in side.runs if not run.finished))
+            notes += left_out_words([(run.name, run.fault) for run in side.runs if not run.finished])
         if done:
             one = side.experiment
             key = scaling.parameters(one.model).active, one.tokens

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shlex
 from collections.abc import Sequence
 
 import numpy as np
@@ -33,7 +34,7 @@ class Form:
 
     @property
     def coefficients(self) -> int:
-        return 1 + 2 * len(self.variables)
+        return _coefficients(len(self.variables))
 
     @property
     def text(self) -> str:
@@ -46,7 +47,9 @@ class Form:
         return [NAMES[v] for v in self.variables]
 
 
-KIND = {"params": "size", "tokens": "length", "flops": "size"}
+COMMAND = "maijax fit"
+KIND = {"params": "size", "tokens": "length", "flops": "budget"}
+_NOUN = {"params": "parameters", "tokens": "tokens", "flops": "FLOPs"}
 LETTER = {"params": "N", "tokens": "D", "flops": "C"}
 NAMES = {"params": ("A", "alpha"), "tokens": ("B", "beta"), "flops": ("K", "gamma")}
 
@@ -56,8 +59,9 @@ def column(points: Sequence[Point], variable: str) -> np.ndarray:
     return np.array([getattr(p, variable) for p in points], np.float64)
 
 
-def choose(points: Sequence[Point]) -> Form:
-    """The fullest form that the points can tell; raises UserError that says what is missing.
+def choose(points: Sequence[Point], command: str = COMMAND) -> Form:
+    """The fullest form that the points can tell; raises UserError that says what is missing, and which of the runs
+    `command` could be given.
 
     Where tokens rise with parameters along one line the two terms cannot be told apart, and the law is one of compute.
     """
@@ -80,17 +84,22 @@ def choose(points: Sequence[Point]) -> Form:
         form = Form(variables=("params",), why=f"all at {points[0].tokens:.4g} tokens")
     else:
         form = Form(variables=("tokens",), why=f"all of {points[0].params:.4g} parameters")
-    if lacking := _lacking(form, points):
+    if lacking := _lacking(form, points, command):
         raise UserError(f"{form.text} cannot be told from {plural(len(points), 'point')}: {lacking}")
     return form
 
 
+def _coefficients(variables: int) -> int:
+    """What is left however large a run gets, and a factor and an exponent for each variable."""
+    return 1 + 2 * variables
+
+
 def _least(variables: int) -> int:
     """Points that a law of so many variables needs."""
-    return 1 + 2 * variables + _SPARE
+    return _coefficients(variables) + _SPARE
 
 
-def _lacking(form: Form, points: Sequence[Point]) -> str:
+def _lacking(form: Form, points: Sequence[Point], command: str) -> str:
     """What must be added before the points can tell the law, and what can be fitted without it; empty if they can."""
     least = _least(len(form.variables))
     each = least if len(form.variables) == 1 else _VALUES  # with one variable every point is a value of it
@@ -101,29 +110,43 @@ def _lacking(form: Form, points: Sequence[Point]) -> str:
             missing.append(f"there {'is' if distinct == 1 else 'are'} {plural(distinct, KIND[variable])}, {each} are "
                            "needed")
         elif values.max() / values.min() < LEAST_SPREAD:
-            missing.append(f"{KIND[variable]}s go from {values.min():.4g} to {values.max():.4g} {variable}, the "
-                           f"largest must be at least {LEAST_SPREAD} times the smallest")
+            missing.append(f"{KIND[variable]}s go from {values.min():.4g} to {values.max():.4g} "
+                           f"{_NOUN[variable]}, the largest must be at least {LEAST_SPREAD} times the smallest")
     if not missing and len(points) < least:
         missing.append(f"{least} points are needed")
     if not missing:
         return ""
-    return f"{'; '.join(missing)}; add runs{_alone(points) if len(form.variables) > 1 else ''}"
+    return f"{'; '.join(missing)}; add runs{_alone(points, command) if len(form.variables) > 1 else ''}"
 
 
-def _alone(points: Sequence[Point]) -> str:
-    """How the runs of one length, or of one size, are fitted alone: those that lack the fewest."""
+def _alone(points: Sequence[Point], command: str) -> str:
+    """How the runs of one length, or of one size, are fitted alone: those that lack the fewest.
+
+    Points of a file cannot be given to a command one by one.
+    """
     ways = []
     for shared, free in (("tokens", "params"), ("params", "tokens")):
         for value in sorted(set(column(points, shared)), reverse=True):
-            group = [p for p in points if value / _SAME <= getattr(p, shared) <= value * _SAME]
-            runs = [run for p in group for run in p.runs]
-            if runs:
-                ways.append((max(0, _least(1) - _distinct(column(group, free))), f"{value:.4g} {shared}", free, runs))
+            group = [p for p in points if p.runs and value / _SAME <= getattr(p, shared) <= value]
+            if not group:
+                continue
+            lack = max(0, _least(1) - _distinct(column(group, free)))
+            if lack or _can_be_told(group):
+                runs = [run for p in group for run in p.runs]
+                ways.append((lack, f"{value:.4g} {_NOUN[shared]}", free, runs))
     if not ways:
         return ""
     lack, which, free, runs = min(ways, key=lambda way: way[0])
     more = f"add {lack} of another {KIND[free]} at {which} and fit these" if lack else f"fit those of {which}"
-    return f"; or {more} alone: maijax fit {' '.join([*runs, *['RUN'] * lack])}"
+    return f"; or {more} alone: {command} {shlex.join([*runs, *['RUN'] * lack])}"
+
+
+def _can_be_told(points: Sequence[Point]) -> bool:
+    try:
+        choose(points)
+    except UserError:
+        return False
+    return True
 
 
 def off(form: Form, points: Sequence[Point], place: Point) -> str:

@@ -53,10 +53,17 @@ class Entry:
 
     @property
     def same(self) -> str:
-        """Equal for predictions that say the same of the same run, whenever they were made."""
-        points = sorted((point["params"], point["tokens"], point["loss"]) for point in self.points)
-        return plain.fingerprint([self.digest, self.begun, self.measure, self.count, self.law, points,
-                                  f"{self.predicted:.4g}"])
+        """Equal for predictions of the same run by the same law of the same points, whenever they were made.
+
+        These decide the number, but for the last digits, which another machine may round otherwise.
+        """
+        points = sorted((point["params"], point["tokens"], point["flops"], point["loss"]) for point in self.points)
+        return plain.fingerprint([self.digest, self.begun, self.measure, self.count, self.law, points])
+
+    @property
+    def said(self) -> datetime.datetime:
+        """When it was made."""
+        return datetime.datetime.fromisoformat(self.at).astimezone(datetime.UTC)
 
     @property
     def void(self) -> str:
@@ -111,9 +118,8 @@ def write(runs_dir: str | Path, entry: Entry) -> Entry:
     line = json.dumps(plain.to_plain(entry), allow_nan=False).encode() + b"\n"
     with open(file, "ab+", buffering=0) as out:
         fcntl.flock(out, fcntl.LOCK_EX)
-        for earlier in read(runs_dir):
-            if earlier.same == entry.same:
-                return earlier
+        if (earlier := kept(runs_dir, entry)) is not entry:
+            return earlier
         end = out.seek(0, os.SEEK_END)
         if end:
             out.seek(end - 1)
@@ -128,21 +134,32 @@ def write(runs_dir: str | Path, entry: Entry) -> Entry:
     return entry
 
 
+def kept(runs_dir: str | Path, entry: Entry) -> Entry:
+    """The same prediction, as it is in the ledger already; the entry itself if it is not there."""
+    return next((earlier for earlier in read(runs_dir) if earlier.same == entry.same), entry)
+
+
 def read(runs_dir: str | Path) -> list[Entry]:
-    """All entries, oldest first, each prediction once; a torn line is passed over. A missing file has none."""
+    """All entries, oldest first, each prediction once, as it was first made, however the file is ordered.
+
+    A torn line is passed over. A missing file has none.
+    """
     file = Path(runs_dir) / LEDGER
     try:
         lines = file.read_bytes().split(b"\n")
     except FileNotFoundError:
         return []
-    found: dict[str, Entry] = {}
+    made: list[tuple[datetime.datetime, str, Entry]] = []
     for line in lines:
         try:
             record = json.loads(line)
             entry = Entry(**record | {k: tuple(record[k]) for k in ("settings", "points")})
-            found.setdefault(entry.same, entry)
+            made.append((entry.said, entry.same, entry))
         except (ValueError, TypeError, KeyError):
             continue
+    found: dict[str, Entry] = {}
+    for _, same, entry in sorted(made, key=lambda one: one[0]):
+        found.setdefault(same, entry)
     return list(found.values())
 
 
@@ -165,8 +182,7 @@ def runs_of(runs_dir: str | Path) -> dict[str, list[Path]]:
 
 
 def _score(entry: Entry, folders: Sequence[Path]) -> Score:
-    said = datetime.datetime.fromisoformat(entry.at)
-    late = bool(entry.begun) or any(rundir.begun(folder) and _started(folder) <= said for folder in folders)
+    late = bool(entry.begun) or any(rundir.begun(folder) and _started(folder) <= entry.said for folder in folders)
     void: Standing | None = "too late" if late else "says nothing" if entry.void else None
     for folder in folders:
         last = metrics.final(metrics.read(folder))

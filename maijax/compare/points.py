@@ -31,6 +31,10 @@ COUNTS: dict[str, Callable[[ModelConfig], int]] = {
 _FILES = (".csv", ".json")
 LEDGER = "ledger.jsonl"  # lies among the runs, so that `runs/*` names it too
 _COLUMNS = ("params", "tokens", "loss")
+_SIZE = tuple(f"model.{path}" for path in (  # what N counts
+    "num_layers", "d_model", "d_ff", "attention.num_heads", "attention.kv_heads", "attention.head_dim",
+    "moe.num_experts", "moe.d_ff", "moe.shared_experts", "moe.first_dense",
+))
 _LENGTH = ("train.steps", "train.seed")  # with the size, what tells the points of a law and their seeds apart
 SAID = 8  # runs that a line names
 
@@ -74,15 +78,24 @@ def gather(
     for run in runs:
         if Path(run).name == LEDGER:
             continue
-        if run.endswith(_FILES) and not Path(run).is_dir():
+        folders = select.folders(runs_dir, run)  # first: a run's name may end as a file's does
+        if not folders and run.endswith(_FILES) and not Path(run).is_dir():
             read += read_file(run, measure)
             continue
-        for folder in select.folders(runs_dir, run) or [rundir.find(runs_dir, run)]:
+        for folder in folders or [rundir.find(runs_dir, run)]:
             if folder.resolve() in ended:
                 continue
-            experiment, last = rundir.load(folder), metrics.final(metrics.read(folder))
+            try:
+                experiment = rundir.load(folder)
+            except UserError as error:
+                if len(folders) == 1:
+                    raise
+                left_out.append((select.title(folder), str(error)))
+                continue
+            records, damage = metrics.examine(folder)
+            last = metrics.final(records)
             if last is None:
-                left_out.append((select.title(folder), metrics.damage(folder) or "not finished"))
+                left_out.append((select.title(folder), damage or "not finished"))
             elif not _sound(last.get(measure)):
                 left_out.append((select.title(folder), f"its held-out {measure} is no number"))
             else:
@@ -125,9 +138,8 @@ def differ(experiments: Sequence[Experiment]) -> list[tuple[str, tuple[str, ...]
     """The settings that a law does not account for: neither size, length or seed, nor what a scaling rule moves."""
     found = []
     for one in differences(experiments) if experiments else []:
-        size = one.meaning == "shape" and all(type(value) is int or value is plain.ABSENT for value in one.values)
-        told = one.meaning in ("layout", "watching") or one.path in _LENGTH or all(one.laws)
-        if not size and not told:
+        told = one.meaning in ("layout", "watching") or one.path in _SIZE + _LENGTH or all(one.laws)
+        if not told:
             found.append((one.path, tuple(dict.fromkeys(map(_shown, one.values)))))
     return found
 

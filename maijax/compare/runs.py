@@ -21,6 +21,7 @@ from maijax.words import plural
 Budget = Literal["tokens", "flops", "seconds"]
 BUDGETS: tuple[Budget, ...] = ("tokens", "flops", "seconds")
 NAMES: dict[Budget, str] = {"tokens": "tokens", "flops": "FLOPs", "seconds": "seconds"}
+_UNFINISHED = "not finished"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,7 +47,7 @@ class Run:
     points: tuple[Evaluation, ...]  # by step
     finished: bool
     machine: str
-    damage: str  # of its metrics, in words; or empty
+    fault: str  # why it cannot be trusted as whole: not finished, or its metrics damaged; or empty
 
     @property
     def family(self) -> str:
@@ -66,6 +67,7 @@ class Side:
     runs: tuple[Run, ...]
     copies: tuple[str, ...] = ()  # runs of a seed that is there already: they say nothing of the spread
     how: str = ""  # how they were chosen, where there was a choice
+    lost: tuple[str, ...] = ()  # of the runs that it was chosen from, those that cannot be read, and why
 
     @property
     def experiment(self) -> Experiment:
@@ -85,7 +87,7 @@ def value(point: Evaluation, metric: Metric) -> float:
 def read(folder: Path) -> Run:
     """A run folder's evaluations; raises UserError if its experiment.json is damaged."""
     experiment = rundir.load(folder)
-    records = metrics.read(folder)
+    records, damage = metrics.examine(folder)
     clock = [(0, 0.0)] + [(r["step"], seconds) for r in records
                           if r["kind"] == "train" and (seconds := _number(r.get("seconds"))) is not None]
     each = experiment.train.batch_size * experiment.train.seq_len
@@ -100,10 +102,12 @@ def read(folder: Path) -> Run:
                 loss=loss, bits_per_byte=_number(record.get("bits_per_byte")),
                 scored=scored if isinstance(scored, int) else None,
             )
+    last = metrics.final(records)
+    finished = last is not None and _number(last.get("loss")) is not None
+    fault = damage or ("" if finished else "its last held-out loss is no number" if last else _UNFINISHED)
     return Run(
         name=select.title(folder), folder=folder, experiment=experiment,
-        points=tuple(found[step] for step in sorted(found)), finished=metrics.final(records) is not None,
-        machine=_machine(folder), damage=metrics.damage(folder),
+        points=tuple(found[step] for step in sorted(found)), finished=finished, machine=_machine(folder), fault=fault,
     )
 
 
@@ -116,7 +120,7 @@ def gather(runs_dir: str | Path, names: Sequence[str], *, every: bool = False) -
     """The sides that names of runs, folders, sweeps and patterns make; runs that differ only in seed are one side.
 
     A sweep gives its best run and that run's other seeds, or all its runs with `every`. Raises UserError for a name
-    without runs, and for a run without an evaluation.
+    without runs, and for one run without an evaluation; of several, those are left out.
     """
     sides: list[Side] = []
     for name in names:
@@ -124,13 +128,14 @@ def gather(runs_dir: str | Path, names: Sequence[str], *, every: bool = False) -
         if not folders:
             rundir.find(runs_dir, name)  # raises, with the names there are
         swept = len(folders) > 1 and not select.is_pattern(name)
-        made = group([read(folder) for folder in folders], leave_out=len(folders) > 1)
-        if not made:
-            raise UserError(f"{name}: no run in it has been evaluated on held-out text yet; let one reach "
-                            "train.eval_every, or its end")
+        evaluated, lost = _evaluated(folders)
+        if not evaluated:
+            raise UserError("; ".join([f"{name}: no run in it has been evaluated on held-out text yet; let one reach "
+                                       "train.eval_every, or its end", *lost]))
+        made = _group(evaluated)
         if swept and not every:
             made = [_best(name, made, len(folders))]
-        sides += made
+        sides += [dataclasses.replace(made[0], lost=lost), *made[1:]]
     merged: dict[str, Side] = {}
     for side in sides:  # seeds that were named one by one
         family = side.runs[0].family
@@ -138,27 +143,48 @@ def gather(runs_dir: str | Path, names: Sequence[str], *, every: bool = False) -
             merged[family] = side
             continue
         known = {run.folder.resolve() for run in before.runs}
+        lost = tuple(dict.fromkeys([*before.lost, *side.lost]))
+        merged[family] = dataclasses.replace(before, lost=lost)
         if new := [run for run in side.runs if run.folder.resolve() not in known]:
             both = _side([*before.runs, *new])
             copies = tuple(dict.fromkeys([*before.copies, *side.copies, *both.copies]))
-            merged[family] = dataclasses.replace(both, copies=copies, how=before.how or side.how)
+            merged[family] = dataclasses.replace(both, copies=copies, how=before.how or side.how, lost=lost)
     return list(merged.values())
 
 
-def group(runs: Sequence[Run], *, leave_out: bool = False) -> list[Side]:
-    """One side for each family, in order; a run without a point is left out, or raises UserError if it may not be, or
-    is damaged.
+def _evaluated(folders: Sequence[Path]) -> tuple[list[Run], tuple[str, ...]]:
+    """(the runs with an evaluation, of the others those that cannot be read, and why).
+
+    One run by itself cannot be left out: raises UserError if it has no evaluation.
     """
-    families: dict[str, list[Run]] = {}
-    for run in runs:
+    found: list[Run] = []
+    lost: list[str] = []
+    alone = len(folders) == 1
+    for folder in folders:
+        try:
+            run = read(folder)
+        except UserError as error:
+            if alone:
+                raise
+            lost.append(f"{select.title(folder)} left out: {error}")
+            continue
         if run.points:
-            families.setdefault(run.family, []).append(run)
-        elif run.damage:
-            raise UserError(f"run {run.name}: {run.damage}, of which no evaluation can be read; leave it out, or "
-                            "make it anew")
-        elif not leave_out:
+            found.append(run)
+        elif alone and run.fault == _UNFINISHED:
             raise UserError(f"run {run.name}: no evaluation on held-out text yet; let it reach train.eval_every, "
                             "or its end")
+        elif alone:
+            raise UserError(f"run {run.name}: {run.fault}, and no evaluation of it can be read; make it anew")
+        elif run.fault != _UNFINISHED:
+            lost.append(f"{run.name} left out: {run.fault}, and no evaluation of it can be read")
+    return found, tuple(lost)
+
+
+def _group(runs: Sequence[Run]) -> list[Side]:
+    """One side for each family, in order."""
+    families: dict[str, list[Run]] = {}
+    for run in runs:
+        families.setdefault(run.family, []).append(run)
     return [_side(found) for found in families.values()]
 
 
@@ -186,9 +212,10 @@ def cautions(sides: Sequence[Side]) -> list[str]:
     for side in sides:
         if side.copies:
             found.append(copies_words(side))
+        found += side.lost
         for run in side.runs:
-            if run.damage or not run.finished:
-                found.append(f"{run.name}: {run.damage or 'not finished'}, evaluated up to step {run.last.step:,} of "
+            if run.fault:
+                found.append(f"{run.name}: {run.fault}, evaluated up to step {run.last.step:,} of "
                              f"{run.experiment.train.steps:,}")
             scored = [p.scored for p in run.points if p.scored]
             if scored and scored[-1] > 1.5 * min(scored):

@@ -15,7 +15,6 @@ Metric = Literal["loss", "bits_per_byte"]
 UNIT: dict[Metric, str] = {"loss": "nats per token", "bits_per_byte": "bits per byte"}
 # What must be the same for two held-out losses to be comparable; bits per byte need less.
 TEXT = ("data.sources", "data.held_out")
-_SWEEP = "sweep.json"  # lies in a sweep's folder, see maijax.sweep.study
 PIECES = ("model.vocab_size", "data.tokenizer", "data.tokenizer_kind")
 
 
@@ -36,7 +35,7 @@ def folders(runs_dir: str | Path, name: str) -> list[Path]:
 def title(folder: Path) -> str:
     """The name of a run; of a sweep's trial, the sweep's before it, as SWEEP/trial-0007."""
     folder = folder.resolve()
-    return f"{folder.parent.name}/{folder.name}" if (folder.parent / _SWEEP).is_file() else folder.name
+    return f"{folder.parent.name}/{folder.name}" if (folder.parent / rundir.SWEEP).is_file() else folder.name
 
 
 def is_pattern(text: str) -> bool:

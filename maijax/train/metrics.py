@@ -20,28 +20,29 @@ def read(path: str | Path) -> list[dict[str, Any]]:
 
     Every record has an int "step" and a str "kind". A missing file has no records.
     """
+    return examine(path)[0]
+
+
+def examine(path: str | Path) -> tuple[list[dict[str, Any]], str]:
+    """(the records as by `read`, where the first line that is no record is, in words; empty if there is none).
+
+    What follows the last newline is no damage: a run that is being written, or was killed, ends so.
+    """
     path = Path(path)
     file = path / FILE if path.is_dir() else path
     try:
-        return [record for _, record in _records(file.read_bytes())]
+        *lines, end = file.read_bytes().split(b"\n")
     except OSError:
-        return []
+        return [], ""
+    found = [_record(line) for line in lines]
+    wrong = next((i for i, line in enumerate(lines) if found[i] is None and line.strip()), None)
+    damage = "" if wrong is None else f"damaged metrics ({file}, line {wrong + 1})"
+    return [record for record in (*found, _record(end)) if record is not None], damage
 
 
 def final(records: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
     """The evaluation of all that is held out, which ends a run: without it a run is not finished."""
     return next((record for record in records if record["kind"] == "eval" and record.get("final")), None)
-
-
-def damage(folder: str | Path) -> str:
-    """Where the metrics of a run folder have a line that is no record, in words; empty if they have none."""
-    file = Path(folder) / FILE
-    try:
-        lines = file.read_bytes().split(b"\n")
-    except OSError:
-        return ""
-    number = next((i for i, line in enumerate(lines, 1) if line.strip() and _record(line) is None), None)
-    return "" if number is None else f"damaged metrics ({file}, line {number})"
 
 
 class MetricLog:

@@ -15,6 +15,7 @@ from maijax import plain
 from maijax.config import Experiment
 from maijax.errors import UserError
 
+SWEEP = "sweep.json"  # lies in a sweep's folder, see maijax.sweep.study
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 # Fields that change how a run is watched or laid out, not what it computes: they may differ at a resume.
@@ -47,6 +48,10 @@ def find(runs_dir: str | Path, run: str) -> Path:
         if (folder / "experiment.json").is_file():
             return folder
     for folder in folders:
+        if (folder / SWEEP).is_file():
+            trials = sorted(p.parent.name for p in folder.glob("*/experiment.json"))
+            how = f"name one of its trials, as {name}/{trials[0]}" if trials else "none of its trials has begun yet"
+            raise UserError(f"{folder} is a sweep, no run; {how}")
         if folder.is_dir():
             holds = "holds no experiment.json" if any(folder.iterdir()) else "is empty"
             raise UserError(f"{folder} is no run: the folder {holds}; make a run with `maijax run`")

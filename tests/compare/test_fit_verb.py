@@ -100,6 +100,27 @@ def test_foretell_then_run_then_score(capsys, runs):
     assert "too late: a run" in out and "1 of 1 prediction inside" in out
 
 
+def test_a_refusals_command_asks_for_the_same(capsys, tmp_path):
+    finished.ladder(tmp_path / "runs", layers=(1, 2, 3, 4), steps=(50, 200))
+    words = ["--bits", "--params", "total"]
+    code, _, err = run(capsys, tmp_path / "runs", *words)
+    command = err.split("alone: maijax fit ")[1].split()
+    assert code == 2 and command[:3] == words and len(command) == 7
+    assert run(capsys, *command)[0] == 0
+
+
+def test_the_page_shows_the_prediction_that_is_kept(capsys, runs, tmp_path):
+    words = [runs, "--runs-dir", runs, "--predict", "phi_test", "--set", "model.num_layers=5"]
+    run(capsys, *words)
+    ledger = runs / "ledger.jsonl"
+    entry = json.loads(ledger.read_text())
+    ledger.write_text(json.dumps(entry | {"predicted": 7.6543}) + "\n")  # kept by another version, say
+    for more in ([], ["--dry-run"]):
+        out = run(capsys, *words, "--html", tmp_path / "fit.html", *more)[1]
+        assert "foretold 7.6543" in out and "7.6543" in (tmp_path / "fit.html").read_text()
+    assert len(ledger.read_text().splitlines()) == 1
+
+
 class Page(HTMLParser):
     def __init__(self, text):
         super().__init__()

@@ -231,8 +231,9 @@ def test_sizes_at_20_tokens_each_give_a_law_of_compute():
     [
         ([(1e8, 1e9)] * 9, "9 points of one size and one length"),
         ([(1e8, 1e9)], "1 point of one size and one length.* a law needs 4 sizes or 4 lengths"),
-        ([(1e8 * k, 1e9) for k in (1, 1.1, 1.2, 1.3)], "sizes go from 1e.08 to 1.3e.08 params, .* at least 1.5 times"),
+        ([(1e8 * k, 1e9) for k in (1, 1.1, 1.2, 1.3)], "sizes go from 1e.08 to 1.3e.08 parameters, .* at least 1.5"),
         ([(1e8, 1e9), (1e9, 1e9)] * 3, "there are 2 sizes, 4 are needed"),
+        ([(1e8 * k, 2e9 * k) for k in (1, 1.06, 1.13, 1.2)], "budgets go from 1.2e.18 to 1.728e.18 FLOPs, the largest"),
         ([(1e8, 1e9), (3e8, 1e9), (1e9, 1e9)], "A/N.alpha cannot be told from 3 points: there are 3 sizes, 4 are"),
         ([(1e8, 1e9), (3e8, 9e9), (1e9, 3e9), (1e9, 1e9), (1e8, 9e9)], "5 points: 6 points are needed"),
     ],
@@ -254,6 +255,24 @@ def test_a_refusal_names_what_would_do():
         laws.choose(runs([*grid, (3e9, 1e9)]))
     with pytest.raises(UserError, match="3 are needed; add runs$"):  # a file's points cannot be named
         laws.choose([at(n, d, 2.0) for n, d in grid])
+    mixed = [*runs(grid), at(3e9, 2e9, 2.0)]  # so that they are no help to the runs at their length
+    with pytest.raises(UserError, match=r"add 1 of another size at 2e.09 tokens and fit these alone: .* r3 r4 r5 RUN$"):
+        laws.choose(mixed)
+
+
+def test_what_a_refusal_names_is_not_refused():
+    near = [(1e8 * k, 1e9) for k in (1, 1.1, 1.2, 1.3)]
+
+    def refused(places):
+        points = [dataclasses.replace(at(n, d, 2.0), runs=(f"my runs/r{i}",)) for i, (n, d) in enumerate(places)]
+        with pytest.raises(UserError) as told:
+            laws.choose(points, "maijax fit --bits")
+        return str(told.value)
+
+    assert "1e+09 tokens alone" not in refused([*near, (1e8, 2e9)])  # four sizes, but too near to each other
+    wide = refused([*near, (3e7, 2e9), (1e8, 2e9), (3e8, 2e9), (9e8, 2e9)])
+    assert wide.endswith("or fit those of 2e+09 tokens alone: maijax fit --bits "
+                         "'my runs/r4' 'my runs/r5' 'my runs/r6' 'my runs/r7'")
 
 
 @pytest.mark.filterwarnings("error")

@@ -74,6 +74,7 @@ def test_sizes_are_matched_and_the_rest_is_named(tmp_path):
     make(tmp_path / "plain", 0.0)
     make(tmp_path / "mup", 0.0, widths=(32, 128, 256), rates=(0.02,), seeds=3)
     make_run(tmp_path / "mup" / "late", experiment(width=64, lr=0.02), {50: 3.0})  # not finished
+    (make_run(tmp_path / "mup" / "torn", experiment(width=64), {50: 3.0}) / "metrics.jsonl").write_text("#\n")
     found = ladder.ladder(str(tmp_path), "plain", "mup")
     assert [rung.a.side.experiment.model.d_model for rung in found.rungs] == [32, 128, 256]
     assert [[(x.experiment.train.seed, y.experiment.train.seed) for x, y in rung.pairs] for rung in found.rungs] == [
@@ -82,6 +83,7 @@ def test_sizes_are_matched_and_the_rest_is_named(tmp_path):
     said = "\n".join(found.notes)
     assert "without a partner, so not counted in the trend: 1 run at 47,264 parameters" in said
     assert "only plain has 131,392, " in said and "left out, not finished: late" in said
+    assert "torn left out: damaged metrics (" in said
 
 
 @pytest.mark.parametrize("widths", [(32,), (32, 512)])

@@ -10,6 +10,7 @@ import finished
 import numpy as np
 import pytest
 
+from maijax import plain
 from maijax.compare import fits, ledger, points
 from maijax.errors import UserError
 
@@ -118,10 +119,28 @@ def test_the_same_prediction_counts_once(fit, tmp_path):
     assert file_line.count(b"\n") == 1
     finished.write(tmp_path / "big", finished.experiment(**TARGET), started=finished.later())
     assert len(ledger.scores(tmp_path)) == 1
-    for changed in (dataclasses.replace(entry, predicted=entry.predicted * 1.01),
+    rounded = dataclasses.replace(entry, predicted=entry.predicted * (1 + 1e-8))  # as on another machine
+    assert ledger.write(tmp_path, rounded) == entry
+    for changed in (dataclasses.replace(entry, measure="bits_per_byte"),
                     dataclasses.replace(entry, points=entry.points[1:])):
         assert ledger.write(tmp_path, changed) is changed
     assert len(ledger.scores(tmp_path)) == 3
+
+
+@pytest.mark.parametrize("number", [2.34549999, 2.34550001])
+def test_the_last_digits_make_no_other_prediction(fit, tmp_path, number):
+    entry = ledger.write(tmp_path, dataclasses.replace(foretell(fit, tmp_path), predicted=2.3455))
+    assert ledger.kept(tmp_path, dataclasses.replace(entry, at=finished.later(), predicted=number)) == entry
+
+
+def test_of_equal_predictions_the_earlier_counts_however_the_file_is_ordered(fit, tmp_path):
+    late = dataclasses.replace(foretell(fit, tmp_path), at="2026-01-01T12:00:00.000+00:00")
+    early = dataclasses.replace(late, at="2026-01-01T12:00:00.000+02:00")  # 10:00
+    (tmp_path / "ledger.jsonl").write_text("".join(json.dumps(plain.to_plain(one)) + "\n" for one in (late, early)))
+    assert ledger.read(tmp_path) == [early]
+    finished.write(tmp_path / "big", finished.experiment(**TARGET), started="2026-01-01T11:00:00+00:00",
+                   loss=late.predicted)
+    assert [score.standing for score in ledger.scores(tmp_path)] == ["inside"]
 
 
 def test_writers_at_once_lose_nothing(fit, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maijax import registry, scaling, weights
+from maijax import plain, registry, scaling, weights
 from maijax.compare import points, select
 from maijax.config import SourceConfig
 from maijax.errors import UserError
@@ -72,6 +72,11 @@ def test_a_sweep_and_a_pattern_by_name(tmp_path):
         found = points.gather(words, runs_dir=tmp_path).points
         assert [p.name for p in found] == ["study/trial-0001", "study/trial-0002"], words
         assert points.gather([found[1].name], runs_dir=tmp_path).points[0].name == found[1].name
+    (tmp_path / "study" / "trial-0002" / "experiment.json").write_text("{")
+    found = points.gather(["study"], runs_dir=tmp_path)  # one that is damaged does not hold up the others
+    assert len(found.points) == 1 and "cannot be read as an experiment" in dict(found.left_out)["study/trial-0002"]
+    with pytest.raises(UserError, match="cannot be read as an experiment"):
+        points.gather(["study/trial-0002"], runs_dir=tmp_path)
 
 
 def test_settings_that_differ_beside_size_and_length_are_told(tmp_path):
@@ -91,6 +96,35 @@ def test_settings_that_differ_beside_size_and_length_are_told(tmp_path):
     assert points.gather(["a", "d"], runs_dir=tmp_path).differ == ()
 
 
+def mixture(**changes):
+    base = registry.get("mai_moe_3m")
+    model, moe = base.model, base.model.moe
+    assert moe is not None
+    attention = dataclasses.replace(model.attention, window=16)
+    for path, value in changes.items():
+        owner, _, field = path.rpartition("__")
+        if owner == "moe":
+            moe = dataclasses.replace(moe, **{field: value})
+        elif owner == "attention":
+            attention = dataclasses.replace(attention, **{field: value})
+        else:
+            model = dataclasses.replace(model, **{field: value})
+    return dataclasses.replace(base, model=dataclasses.replace(model, attention=attention, moe=moe), rules=())
+
+
+def test_size_is_what_changes_the_number_of_weights_and_no_more():
+    base = mixture()
+    for path in points._SIZE:
+        name = path.removeprefix("model.").replace(".", "__")
+        value = plain.flatten(base)[path]
+        other = mixture(**{name: 2 * value or 1})
+        assert points.differ([base, other]) == [], path
+        assert weights.count(other.model) != weights.count(base.model), path
+    for name, value in (("attention__window", 32), ("context", 4096), ("moe__top_k", 1), ("vocab_size", 999)):
+        path = "model." + name.replace("__", ".")
+        assert [found for found, _ in points.differ([base, mixture(**{name: value})])] == [path]
+
+
 def test_what_a_scaling_rule_moves_is_no_difference(tmp_path):
     for name in ("phi_125m", "phi_350m"):
         finished.write(tmp_path / name, registry.get(name))
@@ -104,6 +138,8 @@ def test_damaged_metrics_are_told_with_file_and_line(tmp_path):
     finished.write(tmp_path / "a", finished.experiment())
     file = finished.write(tmp_path / "b", finished.experiment(steps=9)) / "metrics.jsonl"
     first, last = file.read_text().splitlines()
+    file.write_text(f"{first}\n{last[:20]}")  # what a kill leaves
+    assert points.gather(["a", "b"], runs_dir=tmp_path).left_out == (("b", "not finished"),)
     file.write_text(f"{first}\n{last[:20]}\n")
     why = f"damaged metrics ({file}, line 2)"
     assert points.gather(["a", "b"], runs_dir=tmp_path).left_out == (("b", why),)
@@ -117,13 +153,23 @@ def test_damaged_metrics_are_told_with_file_and_line(tmp_path):
 def test_folders_and_files_that_are_no_runs(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "other" / "x").mkdir(parents=True)
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study" / "sweep.json").write_text("{}")
     for word, message in (
         ("empty", "empty is no run: the folder is empty"), ("other", "other is no run: the folder holds no experiment"),
         ("no.csv", "no.csv: there is no such file; a file of points has columns params, tokens, loss"),
         ("other/x/", "x is no run: the folder is empty"),
+        ("study", "study is a sweep, no run; none of its trials has begun"),
     ):
         with pytest.raises(UserError, match=message):
             points.gather([word if "csv" in word else str(tmp_path / word)], runs_dir=tmp_path)
+
+
+def test_a_run_whose_name_ends_as_a_files_is_a_run(tmp_path):
+    for name, steps in (("phi-data.json", 50), ("b.csv", 100)):
+        finished.write(tmp_path / name, finished.experiment(steps=steps))
+    found = points.gather(["phi-data.json", "b.csv"], runs_dir=tmp_path).points
+    assert [p.name for p in found] == ["phi-data.json", "b.csv"]
 
 
 def test_losses_of_other_texts_are_refused(tmp_path):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 
 import pytest
 from run_folders import experiment, make_run
@@ -86,9 +87,42 @@ def test_damaged_metrics_are_told(tmp_path):
     assert any(f"a1: damaged metrics ({log}, line 4), evaluated up to step 50 of 100" == said
                for said in runs.cautions([side]))
     log.write_text("#\n")
-    for names in (["a1"], ["a*"]):  # not left out in silence either
-        with pytest.raises(UserError, match=r"run a1: damaged metrics \(.*a1/metrics.jsonl, line 1\), of which no"):
-            runs.gather(tmp_path, names)
+    why = f"damaged metrics ({log}, line 1), and no evaluation of it can be read"
+    with pytest.raises(UserError, match=re.escape(f"run a1: {why}; make it anew")):
+        runs.gather(tmp_path, ["a1"])
+    for names in (["a*"], ["b", "a*"]):  # of several it is left out, and not in silence
+        assert f"a1 left out: {why}" in runs.cautions(runs.gather(tmp_path, names))
+
+
+@pytest.mark.parametrize("every", [False, True])
+def test_one_damaged_trial_does_not_hold_up_its_sweep(tmp_path, every):
+    for i in range(4):
+        make_run(tmp_path / "sweep" / f"trial-{i}", experiment(lr=0.1 + i), {50: 3.0, 100: 2.0 + i})
+    (tmp_path / "sweep" / "sweep.json").write_text("{}")
+    (tmp_path / "sweep" / "trial-0" / "metrics.jsonl").write_text("#\n")
+    (tmp_path / "sweep" / "trial-2" / "experiment.json").write_text("{")
+    make_run(tmp_path / "other", experiment(), {100: 2.0})
+    sides = runs.gather(tmp_path, ["sweep", "other"], every=every)
+    assert [side.runs[0].name for side in sides] == ["sweep/trial-1", *["sweep/trial-3"] * every, "other"]
+    said = [text for text in runs.cautions(sides) if " left out: " in text]
+    assert [text.split(":")[0] for text in said] == ["sweep/trial-0 left out", "sweep/trial-2 left out"]
+    assert "damaged metrics (" in said[0] and "cannot be read as an experiment" in said[1]
+    for i in (1, 3):
+        (tmp_path / "sweep" / f"trial-{i}" / "metrics.jsonl").write_text("#\n")
+    with pytest.raises(UserError, match="sweep: no run in it has been evaluated .*; sweep/trial-0 left out: damaged"):
+        runs.gather(tmp_path, ["sweep"], every=every)
+
+
+def test_a_run_whose_last_loss_is_no_number_is_not_finished(tmp_path):
+    file = make_run(tmp_path / "a", experiment(), {50: 3.0, 100: 2.0}) / "metrics.jsonl"
+    file.write_text(file.read_text().replace('"kind": "eval", "loss": 2.0', '"kind": "eval", "loss": null'))
+    found = runs.read(tmp_path / "a")
+    assert not found.finished and found.last.step == 50
+    [side] = runs.gather(tmp_path, ["a"])
+    assert "a: its last held-out loss is no number, evaluated up to step 50 of 100" in runs.cautions([side])
+    file.write_text(file.read_text().replace('"kind": "eval", "loss": 3.0', '"kind": "eval", "loss": null'))
+    with pytest.raises(UserError, match="run a: its last held-out loss is no number, and no evaluation of it can be"):
+        runs.gather(tmp_path, ["a"])
 
 
 def test_a_run_is_finished_when_all_held_out_text_was_looked_at(tmp_path):
@@ -173,8 +207,16 @@ def test_a_name_of_both_kinds_is_the_experiment_unless_runs_are_named_too(tmp_pa
     cli.main(["compare", "--runs-dir", str(tmp_path), "mai_500b", "mine"])  # an experiment beside a run
     out = capsys.readouterr().out
     assert "499,496,601,600" in out and "at the end" in out
-    assert cli.main(["compare", "--runs-dir", str(tmp_path), "mine", "mine"]) == 2
-    assert "seeds of one experiment" in capsys.readouterr().err
+
+
+def test_names_of_one_side_are_told_what_they_are(tmp_path, capsys):
+    for name, seed in (("mine", 0), ("copy", 0), ("other", 1)):
+        make_run(tmp_path / name, experiment(seed=seed), {100: 2.0})
+    for names, what in ((["mine", "mine"], "the same run, mine"), (["mine", f"{tmp_path}/mine"], "the same run, mine"),
+                        (["mine", "copy"], "runs of one experiment and seed"),
+                        (["mine", "other"], "seeds of one experiment, 2 in all")):
+        assert cli.main(["compare", "--runs-dir", str(tmp_path), *names]) == 2
+        assert f"{' and '.join(names)} are {what}; name another to compare with" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="session")

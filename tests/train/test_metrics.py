@@ -33,15 +33,29 @@ def test_lines_are_on_disk_at_once(tmp_path, no_board):
 
 
 def test_damage_is_told_by_its_line_and_the_end_of_a_run_by_its_last_look(tmp_path, no_board):
-    assert metrics.damage(tmp_path) == "" and metrics.final(read(tmp_path)) is None
+    assert metrics.examine(tmp_path) == ([], "") and metrics.final(read(tmp_path)) is None
     with MetricLog(tmp_path) as log:
         log.write(1, "eval", loss=2.5)
         log.write(1, "eval", loss=2.4, final=True)
         log.write(1, "sample", text="x", final=True)
-    assert metrics.damage(tmp_path) == "" and metrics.final(read(tmp_path))["loss"] == 2.4
+    records, damage = metrics.examine(tmp_path)
+    last = metrics.final(records)
+    assert damage == "" and last is not None and last["loss"] == 2.4 and records == read(tmp_path)
     file = tmp_path / "metrics.jsonl"
     file.write_bytes(file.read_bytes().replace(b'{"step": 1, "kind": "eval", "loss": 2.4', b"\xff", 1))
-    assert metrics.damage(tmp_path) == f"damaged metrics ({file}, line 2)" and metrics.final(read(tmp_path)) is None
+    records, damage = metrics.examine(tmp_path)
+    assert damage == f"damaged metrics ({file}, line 2)" and metrics.final(records) is None
+
+
+def test_the_torn_end_of_a_run_that_is_alive_or_was_killed_is_no_damage(tmp_path, no_board):
+    with MetricLog(tmp_path) as log:
+        log.write(1, "eval", loss=2.5)
+    with (tmp_path / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"step": 2, "ki')
+        file.flush()
+        assert metrics.examine(tmp_path) == (read(tmp_path), "") and steps(tmp_path) == [1]
+        file.write(b"\n")
+    assert metrics.examine(tmp_path)[1].endswith("line 2)")
 
 
 def test_resume_cuts_what_is_past_and_what_is_torn(tmp_path, no_board):
