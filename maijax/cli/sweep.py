@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from maijax import overrides, provenance, registry, space
-from maijax.cli import run
+from maijax.cli import choose, run
 from maijax.cli.table import WIDTH, paragraph, rows
 from maijax.errors import UserError
 from maijax.space import Choice, Range, Sweep
@@ -59,7 +59,7 @@ def chosen(args: argparse.Namespace) -> tuple[Sweep, dict[str, str]]:
     if registry.sweep_entry(args.name) is not None:
         asked = registry.sweep(args.name)
     else:
-        base = registry.get(args.name)
+        base = choose.named(args.name, None, args.runs_dir)
         asked = Sweep(name=base.name, base=base, space={})
     fixed, varied = space.split(args.set)
     base, problems = asked.base, []

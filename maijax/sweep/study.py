@@ -29,7 +29,6 @@ from maijax.sweep import groups, suggest
 from maijax.sweep.prune import Curve
 from maijax.train import metrics, rundir
 
-FILE = "sweep.json"
 MOST_DEATHS = 3  # of a trial's workers, one after the other, without a new checkpoint
 MOST_MISFITS = 100  # trials of other shapes looked at for one claim, while all other workers wait
 Ended = Literal["done", "pruned", "failed"]
@@ -98,7 +97,7 @@ class Study:
             study = cls(folder, sweep, provenance)
             with study.locked():
                 check(folder, sweep)
-                rundir.write_json(folder / FILE, _to_plain(sweep) | {"provenance": provenance})
+                rundir.write_json(folder / rundir.SWEEP, _to_plain(sweep) | {"provenance": provenance})
         except OSError as error:
             raise UserError(
                 f"sweep folder {folder}: cannot be written ({error.strerror}); choose another with --runs-dir"
@@ -258,7 +257,7 @@ def check(folder: Path, sweep: Sweep) -> None:
     """Raises UserError, with the difference, if a folder holds another sweep, or a run; writes nothing."""
     if (folder / "experiment.json").exists():
         raise UserError(f"{folder} is a run, not a sweep; give --name another")
-    if not (folder / FILE).exists():
+    if not (folder / rundir.SWEEP).exists():
         return
     held = _read(folder)[0]
     there, here = (_identity(s) for s in (held, sweep))
@@ -296,7 +295,7 @@ def _to_plain(sweep: Sweep) -> dict[str, Any]:
 
 
 def _read(folder: Path) -> tuple[Sweep, dict[str, str]]:
-    file = folder / FILE
+    file = folder / rundir.SWEEP
     try:
         held = plain.parse_json(file.read_text())
         provenance = held.pop("provenance")
