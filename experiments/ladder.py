@@ -43,7 +43,7 @@ def family(depth: int) -> Experiment:
 
 @register
 def ladder_2() -> Experiment:
-    """The ladder's base, 139,328 parameters: what is the best learning rate here?
+    """The ladder's base, 139,584 parameters: what is the best learning rate here?
 
     Command: maijax run ladder_2
     Hardware: 1 CPU core
@@ -55,7 +55,7 @@ def ladder_2() -> Experiment:
 
 @register
 def ladder_3() -> Experiment:
-    """Does the base's learning rate hold at 408,864 parameters?
+    """Does the base's learning rate hold at 409,248 parameters?
 
     Command: maijax run ladder_3
     Hardware: 1 CPU core

@@ -37,7 +37,7 @@ def mai_500b() -> Experiment:
     """Where does the compute-optimal line stand at 500B, dense?
 
     Command: maijax run mai_500b --set data.sources=PATH --set data.tokenizer=FILE
-    Hardware: 8,192 H100 or v5p chips, or 4,096 TPU7x chips
+    Hardware: 1,024 chips with this mesh, 8,192 v5p chips with --mesh V5P_8192; docs/plans has other layouts
     Time: about 100 days at 45% of peak on H100 (a model, not a measurement)
     Expected: near 1.9 nats per token on web text by the Chinchilla fit; not yet run.
     """

@@ -116,8 +116,9 @@ def entry(name: str) -> Entry:
         return _entries[name]
     if name in _sweeps:
         raise UserError(f"{name} is a sweep, not an experiment; `maijax sweep {name}` runs it")
-    near = difflib.get_close_matches(name, _entries, n=3, cutoff=0.6)
-    hint = f"did you mean {' or '.join(near)}?" if near else "`maijax list` shows them all"
+    near = difflib.get_close_matches(name, [*_entries, *_sweeps], n=3, cutoff=0.6)
+    hint = f"did you mean {' or '.join(near)}?" if near else (
+        "`maijax list` shows them all, --module adds those of a module of yours")
     raise UserError(f"no experiment {name!r}; {hint}")
 
 

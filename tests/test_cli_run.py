@@ -169,6 +169,15 @@ def test_unwritable_folder_and_missing_run(capsys, tmp_path, corpus):
     assert "no run 'x'" in refused(capsys, tmp_path, "generate", "x", "--prompt", "a", "--runs-dir", str(tmp_path))
 
 
+def test_a_run_does_not_write_into_a_sweep(capsys, tmp_path):
+    (tmp_path / "rates").mkdir()
+    (tmp_path / "rates" / "sweep.json").write_text("{}")
+    for more in (["--dry-run"], []):
+        assert main(["run", "phi_test", "--name", "rates", "--runs-dir", str(tmp_path), *more]) == 2
+        assert "rates is a sweep, not a run; give --name another" in capsys.readouterr().err
+    assert [p.name for p in (tmp_path / "rates").iterdir()] == ["sweep.json"]
+
+
 def test_dry_run_writes_nothing(capsys, tmp_path, corpus):
     assert main(["run", "phi_test", "--dry-run", "--runs-dir", str(tmp_path)]) == 0
     assert "20 steps" in capsys.readouterr().out

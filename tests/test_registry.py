@@ -5,7 +5,7 @@ import textwrap
 
 import pytest
 
-from maijax import registry
+from maijax import registry, scaling
 from maijax.config import Experiment
 from maijax.errors import UserError
 
@@ -44,6 +44,12 @@ def test_each_experiment_says_what_it_asks_and_costs(name):
     assert question.endswith(("?", "."))
     for heading in ("Command: maijax run " + name, "Hardware: ", "Time: ", "Expected: "):
         assert any(line.startswith(heading) for line in rest), f"{name} lacks {heading!r}"
+
+
+@pytest.mark.parametrize("depth", range(2, 7))
+def test_a_rung_of_the_ladder_says_its_size(depth):
+    name = f"ladder_{depth}"
+    assert f"{scaling.parameters(registry.get(name).model).total:,} parameters" in registry.entry(name).make.__doc__
 
 
 def test_get_gives_a_complete_value_with_its_functions_name():

@@ -8,11 +8,11 @@ import importlib
 import os
 import signal
 import sys
-import threading
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from maijax import __version__
+from maijax.cli import start
 from maijax.errors import RunError, UserError
 
 _ABOUT = """\
@@ -144,7 +144,7 @@ def _reading_verbs(verb) -> None:
     _topology(plans, required=True)
     plans.add_argument("--search", action="store_true", help="look for the fastest layout, and compile the best few")
     coords = verb("coordcheck", "coordcheck:coordcheck",
-                  "train small copies at many widths and depths: do activations keep their size?",
+                  "train small copies at many widths and depths, to see whether activations keep their size",
                   "Example: maijax coordcheck phi_tiny\n"
                   "Example: maijax coordcheck mai_500b_moe --set optim.name=muon --html check.html\n\n" + _COORDS)
     _experiment(coords)
@@ -288,7 +288,8 @@ def _number(text: str) -> float:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb and returns the exit code; what a person can mend is told in one line on stderr."""
     words = list(sys.argv[1:] if argv is None else argv)
-    before = _leave_at_once()
+    before = start.leave_at_once()
+    start.skip_absent_tpu()
     try:
         top = parser()
         _known_verb(top, words)
@@ -314,26 +315,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         if before is not None:
             signal.signal(signal.SIGINT, before)
-
-
-def _leave_at_once() -> Any:
-    """Until a run asks for its own handler, Ctrl-C ends the process in one line; returns the handler before.
-
-    An exception would come up in the middle of an import, or be lost in a callback of the compiler. What is
-    written is written whole or not at all, so nothing needs to be undone.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        return None
-    before = signal.getsignal(signal.SIGINT)
-    if before is not signal.default_int_handler:  # ignored, under nohup, or somebody else's
-        return None
-
-    def leave(*_: object) -> None:
-        show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""
-        os.write(2, f"{show_cursor}maijax: interrupted\n".encode())
-        os._exit(130)
-
-    return signal.signal(signal.SIGINT, leave)
 
 
 def _known_verb(top: argparse.ArgumentParser, words: list[str]) -> None:

@@ -49,6 +49,8 @@ def compare(args: argparse.Namespace) -> int:
         _hint(args)
     else:  # what was measured is the answer; of the arithmetic, what tells the sides apart
         _print_measured(measured)
+        if idle := [one.name for one, origin in zip(experiments, origins, strict=True) if origin is None]:
+            paragraph(f"not run, here by arithmetic alone: {', '.join(idle)}")
         differing = [dataclasses.replace(group, lines=tuple(line for line in group.lines if not line.same))
                      for group in compared.groups]
         print("\nby arithmetic, where they differ (all of it: --json, --html)")
@@ -191,6 +193,8 @@ def _print_measured(found: Measured) -> None:
         print("\nat equal budget, and the difference to the first (95% interval over seeds)")
         for first in range(0, len(found.sides), _BESIDE):
             _print_levels(found, list(range(first, min(first + _BESIDE, len(found.sides)))))
+    elif len(found.sides) > 1:
+        paragraph("nothing stands at equal budget: there is none at which all of them were evaluated")
     if found.gains:
         print()
         paragraph(f"gain: how many times as much {found.sides[0].name} needs to come as low{told.OVER_PAIRS}",

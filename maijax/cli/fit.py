@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -154,14 +155,17 @@ def scored(args: argparse.Namespace) -> int:
     from maijax.compare import ledger
 
     found = ledger.scores(args.runs_dir)
+    file, (_, damaged) = Path(args.runs_dir) / ledger.LEDGER, ledger.examine(args.runs_dir)
+    if damaged:
+        lines = ", ".join(map(str, damaged))
+        print(f"maijax: {file}: no prediction can be read from line {lines}; restore it from a copy", file=sys.stderr)
     if args.json:
         lines = [_entry(s.entry) | {"standing": s.standing, "run": s.run, "measured": s.measured, "miss": s.miss}
                  for s in found]
         print(json.dumps(lines, indent=1, allow_nan=False))
         return 0
     if not found:
-        raise UserError(f"{Path(args.runs_dir) / ledger.LEDGER} holds no prediction; make one with "
-                        "`maijax fit RUNS --predict NAME`")
+        raise UserError(f"{file} holds no prediction; make one with `maijax fit RUNS --predict NAME`")
     table = [("foretold", "experiment", "loss", "interval", "measured", "miss", "")]
     for score in found:
         entry = score.entry

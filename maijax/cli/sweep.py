@@ -29,6 +29,7 @@ def sweep(args: argparse.Namespace) -> int:
     folder = rundir.locate(args.runs_dir, args.run_name or default_name(asked, args))
     if asked.sampler == "tpe":
         suggest.load()
+    launch.parse(args.launcher)
     if args.dry_run:
         return foretell(asked, folder, args)
     launcher = launch.make(args.launcher, folder.absolute(), workers=args.workers, together=args.together)

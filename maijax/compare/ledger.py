@@ -142,25 +142,33 @@ def kept(runs_dir: str | Path, entry: Entry) -> Entry:
 def read(runs_dir: str | Path) -> list[Entry]:
     """All entries, oldest first, each prediction once, as it was first made, however the file is ordered.
 
-    A torn line is passed over. A missing file has none.
+    A damaged line is passed over, see `examine`. A missing file has none.
     """
+    return examine(runs_dir)[0]
+
+
+def examine(runs_dir: str | Path) -> tuple[list[Entry], list[int]]:
+    """(the entries, the numbers of the lines that are none)."""
     file = Path(runs_dir) / LEDGER
     try:
         lines = file.read_bytes().split(b"\n")
     except FileNotFoundError:
-        return []
+        return [], []
     made: list[tuple[datetime.datetime, str, Entry]] = []
-    for line in lines:
+    damaged: list[int] = []
+    for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
             entry = Entry(**record | {k: tuple(record[k]) for k in ("settings", "points")})
+            if not all(isinstance(x, int | float) for x in (entry.predicted, entry.low, entry.high)):
+                raise TypeError
             made.append((entry.said, entry.same, entry))
         except (ValueError, TypeError, KeyError):
-            continue
+            damaged += [number] * bool(line.strip())
     found: dict[str, Entry] = {}
     for _, same, entry in sorted(made, key=lambda one: one[0]):
         found.setdefault(same, entry)
-    return list(found.values())
+    return list(found.values()), damaged
 
 
 def scores(runs_dir: str | Path) -> list[Score]:

@@ -45,7 +45,8 @@ def drive(study: Study, launcher: Launcher) -> bool:
                     # It could begin none that was free; another may be at one that can be trained.
                     refused, then = line, now
                 else:
-                    bar.note(f"maijax: a worker ended with code {code}: {line}")
+                    how = f"was killed (signal {-code})" if code < 0 else f"ended with code {code}: {line}"
+                    bar.note(f"maijax: a worker {how}; another takes up its trials")
                     delay = time.monotonic() + min(30.0, 2.0**failures)
                     if failures >= MOST_FAILURES:
                         raise RunError(f"{failures} workers in a row ended before a trial moved; the last said: {line}")

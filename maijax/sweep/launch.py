@@ -31,9 +31,16 @@ class Launcher(Protocol):
 
 
 def make(text: str, folder: Path, *, workers: int, together: int) -> Launcher:
-    """From "local", "slurm:partition=gpu,timeout_min=60,gpus_per_node=1" or "ray:num_gpus=1".
+    """As `parse` reads it; raises UserError, too, for an option that is none, or a package that is not installed."""
+    kind, options = parse(text)
+    kinds: dict[str, Any] = {"local": Local, "slurm": Slurm, "ray": Ray}
+    return kinds[kind](folder, workers, together, options)
 
-    Raises UserError for another word, an option that is none, or a package that is not installed.
+
+def parse(text: str) -> tuple[str, dict[str, int | float | str]]:
+    """(kind, options) of "local", "slurm:partition=gpu,timeout_min=60,gpus_per_node=1" or "ray:num_gpus=1".
+
+    Raises UserError for another word.
     """
     kind, _, rest = text.partition(":")
     pairs = [part.partition("=") for part in rest.split(",") if part]
@@ -42,10 +49,9 @@ def make(text: str, folder: Path, *, workers: int, together: int) -> Launcher:
     options = {name.strip(): _value(value.strip()) for name, _, value in pairs}
     if kind == "local" and options:
         raise UserError(f"--launcher {text}: local takes no options")
-    kinds: dict[str, Any] = {"local": Local, "slurm": Slurm, "ray": Ray}
-    if kind not in kinds:
+    if kind not in LAUNCHERS:
         raise UserError(f"--launcher {kind!r} must be {', '.join(LAUNCHERS[:-1])} or {LAUNCHERS[-1]}")
-    return kinds[kind](folder, workers, together, options)
+    return kind, options
 
 
 def _value(text: str) -> int | float | str:

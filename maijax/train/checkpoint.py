@@ -150,12 +150,13 @@ class Checkpoints:
         tried = together.from_first(
             lambda: [f"{path.name} (put aside before)" for path in sorted(self.folder.glob("*.corrupt*"))]
         )
-        for step in together.from_first(self.steps):
+        steps = together.from_first(self.steps)
+        for step in steps:
             found = self._sound(step, target, identity, data)
             if not isinstance(found, str):
                 return found
             tried.append(f"{step} ({found})")
-            self._put_aside(step, found)
+            self._put_aside(step, found, last=step == steps[-1])
         if tried:
             raise RunError(
                 f"no sound checkpoint in {self.folder}: {'; '.join(tried)}; to start anew, remove the run's folder"
@@ -166,6 +167,7 @@ class Checkpoints:
         self, step: int, target: State, identity: str, data: dict[str, Any] | None
     ) -> tuple[State, Meta] | str:
         """A step whose digests agree, or why it cannot be used: what is unsound for one process is so for all."""
+        sys.unraisablehook = _of_no_late_reads
         try:
             found, why = self._read(step, target, identity, data), ""
         except (UserError, MemoryError):
@@ -208,9 +210,10 @@ class Checkpoints:
         )
         return whole.state, meta, small.digest["leaves"]
 
-    def _put_aside(self, step: int, why: str) -> None:
+    def _put_aside(self, step: int, why: str, *, last: bool) -> None:
         if together.first():
-            _warn(f"checkpoint {step} in {self.folder} cannot be used ({why}); trying the one before")
+            then = "there is none before it" if last else "trying the one before"
+            _warn(f"checkpoint {step} in {self.folder} cannot be used ({why}); {then}")
             if self.writer:
                 self._rename(self.folder / str(step), "corrupt")
         together.barrier("put aside")
@@ -242,10 +245,21 @@ def _finished(path: Path) -> bool:
     return path.is_dir() and not path.is_symlink() and all(item.is_dir() for item in items)
 
 
+def _of_no_late_reads(said: Any) -> None:
+    """Prints an error that could not be raised, but for tensorstore's of reads that end after a restore has failed.
+
+    There are dozens, from threads of its own, since the event loop that waited for them is closed.
+    """
+    if not (said.exc_type is RuntimeError and str(said.exc_value) == "Event loop is closed"):
+        sys.__unraisablehook__(said)
+
+
 def _first_line(error: BaseException) -> str:
     """One readable line of an error that may carry a page of storage specification."""
     text = str(error).strip().splitlines()
     line = text[0] if text else ""
+    if line.startswith("DATA_LOSS"):
+        return "its files are damaged"
     if not line or isinstance(error, KeyError | IndexError):  # whose text is a bare key
         line = f"{type(error).__name__} {line}".strip()
     return line if len(line) <= 160 else line[:157] + "..."

@@ -138,6 +138,8 @@ def check(folder: Path, experiment: Experiment, *, resolved: bool = True) -> Non
 
     `resolved=False`: "auto" has not been decided for this machine yet, and so differs from nothing.
     """
+    if (folder / SWEEP).exists():
+        raise UserError(f"{folder} is a sweep, not a run; give --name another")
     if not begun(folder):
         return
     there, here = identity(load(folder)), identity(experiment)

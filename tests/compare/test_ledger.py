@@ -10,7 +10,7 @@ import finished
 import numpy as np
 import pytest
 
-from maijax import plain
+from maijax import cli, plain
 from maijax.compare import fits, ledger, points
 from maijax.errors import UserError
 
@@ -175,3 +175,15 @@ def test_a_full_disk_leaves_the_file_as_it_was(fit, tmp_path, monkeypatch):
     with pytest.raises(OSError):
         ledger.write(tmp_path, dataclasses.replace(entry, digest="other"))
     assert (tmp_path / "ledger.jsonl").read_bytes() == before
+
+
+def test_a_damaged_line_is_named(fit, tmp_path, capsys):
+    ledger.write(tmp_path, foretell(fit, tmp_path))
+    file = tmp_path / ledger.LEDGER
+    good = file.read_text()
+    record = json.loads(good)
+    file.write_text(f"{json.dumps(record | {'predicted': 'x'})}\n{good}garbage\n")
+    entries, damaged = ledger.examine(tmp_path)
+    assert len(entries) == 1 and damaged == [1, 3]
+    assert cli.main(["fit", "--ledger", "--runs-dir", str(tmp_path)]) == 0
+    assert f"{file}: no prediction can be read from line 1, 3" in capsys.readouterr().err

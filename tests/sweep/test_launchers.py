@@ -148,6 +148,8 @@ def test_ray_with_data_that_cannot_be_read(corpus, tmp_path):
 def test_bad_launchers(text, part, tmp_path):
     with pytest.raises(UserError, match=part):
         launch.make(text, tmp_path, workers=1, together=1)
+    with pytest.raises(UserError, match=part):  # and so in a dry run, which makes none
+        launch.parse(text)
 
 
 def test_a_worker_that_has_just_died_is_told_of_before_the_next(tmp_path):

@@ -1,6 +1,9 @@
 """Checkpoints: what is read is what was written, or it is refused."""
 
+import asyncio
+import gc
 import shutil
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +11,7 @@ import numpy as np
 import pytest
 
 from maijax.errors import RunError, UserError
+from maijax.train import checkpoint
 from maijax.train.checkpoint import Checkpoints, Meta, digests
 from maijax.train.state import State
 
@@ -100,6 +104,25 @@ def test_damaged_steps_are_put_aside_and_all_damaged_is_an_error(saved, damage):
     for _ in range(2):  # asking again is no way round it
         with pytest.raises(RunError, match="no sound checkpoint"):
             read(saved)
+
+
+def test_a_restore_that_fails_leaves_no_noise(capfd):
+    """As tensorstore's threads do, after the event loop that waited for their reads is closed."""
+    loop = asyncio.new_event_loop()
+    loop.close()
+    before = sys.unraisablehook
+    sys.unraisablehook = checkpoint._of_no_late_reads
+    try:
+        for late in (lambda: loop.call_soon_threadsafe(print), lambda: 1 / 0):
+            class Falls:
+                def __del__(self, late=late):
+                    late()
+            Falls()
+            gc.collect()
+    finally:
+        sys.unraisablehook = before
+    said = capfd.readouterr().err
+    assert "division by zero" in said and "Event loop is closed" not in said
 
 
 def test_a_foreign_numbered_folder_blocks_nothing(saved):
