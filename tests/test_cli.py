@@ -86,7 +86,8 @@ def test_version(capsys):
         ("lst", "no verb 'lst'; did you mean list?"),
         ("zzz", "no verb 'zzz'; there are list, show"),
         ("compare phi_tiny", "compare phi_tiny: give two names or more"),
-        ("compare phi_tiny nosuch", "no experiment 'nosuch'; `maijax list` shows them all, --module adds those of a module of yours; no run 'nosuch'"),
+        ("compare phi_tiny nosuch", "no experiment 'nosuch'; `maijax list` shows them all, --module adds those of a "
+         "module of yours; no run 'nosuch'"),
         ("compare --ladder a b --topology v5p:8x8x8", "--ladder reads runs; a --topology is for experiments"),
         ("show", "the following arguments are required: NAME (see maijax show --help)"),
         ("sweep phi_test_ratez", "no experiment 'phi_test_ratez'; did you mean phi_test_rates"),

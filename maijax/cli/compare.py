@@ -193,7 +193,7 @@ def _print_measured(found: Measured) -> None:
         print("\nat equal budget, and the difference to the first (95% interval over seeds)")
         for first in range(0, len(found.sides), _BESIDE):
             _print_levels(found, list(range(first, min(first + _BESIDE, len(found.sides)))))
-    elif len(found.sides) > 1:
+    elif found.gains:
         paragraph("nothing stands at equal budget: there is none at which all of them were evaluated")
     if found.gains:
         print()
