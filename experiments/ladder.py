@@ -48,7 +48,7 @@ def ladder_2() -> Experiment:
     Command: maijax run ladder_2
     Hardware: 1 CPU core
     Time: under 3 minutes
-    Expected: 3.25 nats per token held out, lowest near a rate of 0.01 (LOG.md, 2026-11-26).
+    Expected: 3.25 nats per token held out, lowest near a rate of 0.01 (LOG.md, 2026-11-28).
     """
     return family(2)
 
@@ -60,7 +60,7 @@ def ladder_3() -> Experiment:
     Command: maijax run ladder_3
     Hardware: 1 CPU core
     Time: under 3 minutes
-    Expected: 3.08 nats per token held out, lowest near a rate of 0.01 (LOG.md, 2026-11-26).
+    Expected: 3.08 nats per token held out, lowest near a rate of 0.01 (LOG.md, 2026-11-28).
     """
     return family(3)
 
@@ -72,7 +72,7 @@ def ladder_4() -> Experiment:
     Command: maijax run ladder_4
     Hardware: 1 CPU core
     Time: under 3 minutes
-    Expected: 3.03 nats per token held out, lowest near a rate of 0.01 (LOG.md, 2026-11-26).
+    Expected: 3.03 nats per token held out, lowest near a rate of 0.01 (LOG.md, 2026-11-28).
     """
     return family(4)
 
@@ -84,7 +84,7 @@ def ladder_5() -> Experiment:
     Command: maijax run ladder_5
     Hardware: 2 CPU cores
     Time: under 3 minutes
-    Expected: 2.99 nats per token held out, lowest near a rate of 0.01 (LOG.md, 2026-11-26).
+    Expected: 2.99 nats per token held out, lowest near a rate of 0.01 (LOG.md, 2026-11-28).
     """
     return family(5)
 
@@ -96,6 +96,6 @@ def ladder_6() -> Experiment:
     Command: maijax run ladder_6
     Hardware: 2 CPU cores
     Time: under 3 minutes
-    Expected: 2.96 nats per token held out, lowest near a rate of 0.01 (LOG.md, 2026-11-26).
+    Expected: 2.96 nats per token held out, lowest near a rate of 0.01 (LOG.md, 2026-11-28).
     """
     return family(6)
