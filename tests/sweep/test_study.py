@@ -19,7 +19,7 @@ from maijax.space import Sweep
 from maijax.sweep import drive, groups, launch
 from maijax.sweep import study as studies
 from maijax.sweep.study import Result, Study
-from maijax.train import metrics
+from maijax.train import metrics, rundir
 
 RUNNER = str(Path(__file__).parent / "runner.py")
 RATES = ",".join(f"{i + 1}e-4" for i in range(24))
@@ -294,7 +294,7 @@ def test_another_sweep_in_the_folder_is_refused_with_the_difference(corpus, tmp_
 
 def test_a_damaged_file_is_named(corpus, tmp_path):
     study = make(tmp_path / "s", corpus)
-    (study.folder / studies.FILE).write_text('{"base": ')
+    (study.folder / rundir.SWEEP).write_text('{"base": ')
     with pytest.raises(UserError, match="sweep.json: cannot be read as a sweep"):
         Study.load(study.folder)
 
