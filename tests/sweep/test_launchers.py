@@ -152,12 +152,18 @@ def test_bad_launchers(text, part, tmp_path):
         launch.parse(text)
 
 
-def test_a_worker_that_has_just_died_is_told_of_before_the_next(tmp_path):
-    launcher = launch.Local(tmp_path, 1, 1, {})
-    launcher.words = (sys.executable, "-c", "")
+def died(folder, program):
+    """A launcher whose only worker, a Python program, has ended, which nobody has asked about."""
+    launcher = launch.Local(folder, 1, 1, {})
+    launcher.words = (sys.executable, "-c", program)
     launcher.start()
     while launcher.alive():
         time.sleep(0.01)
+    return launcher
+
+
+def test_a_worker_that_has_just_died_is_told_of_before_the_next(tmp_path):
+    launcher = died(tmp_path, "")
     launcher.start()
     assert launcher.ended() == [(0, "")]
 
@@ -203,9 +209,5 @@ def test_a_job_that_died_without_a_word_is_told_of(tmp_path, monkeypatch):
 
 
 def test_a_worker_is_told_of_without_the_name_of_the_program(tmp_path):
-    launcher = launch.Local(tmp_path, 1, 1, {})
-    launcher.words = (sys.executable, "-c", "import sys; sys.exit('maijax: no space left')")
-    launcher.start()
-    while launcher.alive():
-        time.sleep(0.01)
+    launcher = died(tmp_path, "import sys; sys.exit('maijax: no space left')")
     assert launcher.ended() == [(1, "no space left")]
