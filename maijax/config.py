@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from maijax.errors import UserError
 
-Remat = Literal["none", "full", "dots", "offload"]
+Remat = Literal["none", "dots", "attention", "full", "offload"]
 # Slowest first: neighbouring devices differ in the last, whose traffic is the heaviest.
 MESH_AXES = ("replica", "stage", "data", "fsdp", "expert", "context", "tensor")
 

@@ -65,7 +65,7 @@ def weight_state_bytes(weight: weights.Weight, optim: OptimConfig) -> int:
 def activation_bytes(experiment: Experiment, rows: int) -> int:
     """Roughly what a step keeps for its backward pass, for so many sequences at once; within a factor of two.
 
-    Per token and layer what the matmuls read and write and the attention scores, or with remat "full" only the
+    Per token and layer what the matmuls read and write and the attention scores, or under remat only the
     layer's input and one layer in full; then the float32 logits and their gradient. Own estimate.
     """
     model, length = experiment.model, experiment.train.seq_len
@@ -73,7 +73,7 @@ def activation_bytes(experiment: Experiment, rows: int) -> int:
     hidden = model.d_ff if moe is None else (moe.top_k + moe.shared_experts) * moe.d_ff
     heads = attention.num_heads * (2 * attention.head_dim + length) + 2 * attention.kv_heads * attention.head_dim
     layer = 6 * model.d_model + heads + 4 * hidden
-    kept = model.num_layers * model.d_model + layer if model.remat == "full" else model.num_layers * layer
+    kept = model.num_layers * model.d_model + layer if model.remat not in ("none", "dots") else model.num_layers * layer
     width = 2 if model.dtype == "bfloat16" else 4
     return rows * length * (width * kept + 8 * model.padded_vocab)
 

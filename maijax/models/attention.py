@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from maijax.models.flash import FLOOR, HIDDEN, Rule, bend, flash
+from maijax.parallel.remat import attended
 
 Impl = Literal["auto", "dense", "blocked", "tiled"]
 
@@ -197,7 +198,7 @@ def _blocked_forward(q_BSHK, k_BTGK, v_BTGK, q_seg_BS, k_seg_BT, rule):  # noqa:
         o_BGNK = jnp.einsum("BGNT,BGTK->BGNK", p_BGNT.astype(v.dtype), v, preferred_element_type=jnp.float32)
         outputs.append((o_BGNK / total).astype(q_BSHK.dtype))
         log_totals.append(top + jnp.log(total))
-    o_BSHK = _unrows(outputs, heads)
+    o_BSHK, log_totals = attended((_unrows(outputs, heads), log_totals))
     return o_BSHK, (q_BSHK, k_BGTK, v_BGTK, q_seg_BS, k_seg_BT, o_BSHK, log_totals)
 
 

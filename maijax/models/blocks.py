@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax.ad_checkpoint import checkpoint_name
 
 from maijax import parametrization
 from maijax.config import ModelConfig
@@ -26,12 +25,10 @@ from maijax.models.kernels import Local
 from maijax.models.linear import linear
 from maijax.models.mlp import gated_mlp
 from maijax.models.norm import layer_norm, rms_norm
-from maijax.parallel import embedding
+from maijax.parallel import embedding, remat
 from maijax.parallel.attention import over_devices
 from maijax.parallel.sharding import constrain, spread
 from maijax.weights import Weight, declare
-
-LAYER_INPUT = "layer_input"  # what rematerialisation may keep elsewhere
 
 
 class Sight(NamedTuple):
@@ -167,7 +164,7 @@ class Block(Declared):
             return module(cfg=self.cfg, dtype=self.dtype, root=f"{self.root}/{name}", name=name)
 
         share = parametrization.residual(self.cfg)
-        x_BSD = checkpoint_name(x_BSD, LAYER_INPUT)
+        x_BSD = remat.layer_input(x_BSD)
         # Where heads and mlp are shared out, so are the tokens between: each sum over them ends in a scatter.
         normed_BSD = constrain(part(Norm, "attention_norm")(x_BSD), "batch", "sequence", "embed")
         out_BSD, new = part(Attention, "attention")(normed_BSD, stored, sight)

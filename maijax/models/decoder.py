@@ -17,10 +17,10 @@ from flax import linen as nn
 from maijax.config import ModelConfig
 from maijax.models import cache as caches
 from maijax.models import rope
-from maijax.models.blocks import LAYER_INPUT, Block, Embed, Head, Norm, Sight
+from maijax.models.blocks import Block, Embed, Head, Norm, Sight
 from maijax.models.cache import Cache
 from maijax.models.initial import sample
-from maijax.parallel import order, pipeline
+from maijax.parallel import order, pipeline, remat
 from maijax.parallel.sharding import constrain, rows_over_stages, tree
 from maijax.parametrization import output
 from maijax.weights import Weight, declare
@@ -28,16 +28,6 @@ from maijax.weights import Weight, declare
 Params = Any  # nested dict by weight path
 
 UNROLL_ON_CPU = 16  # layers; up to here unrolling pays for its compile time (about 15% of a CPU step)
-
-# What a layer's backward pass finds stored; the rest it computes again.
-REMAT_POLICIES = {
-    "full": None,  # only the layer's input
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # linear outputs, not scores
-    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(  # as full, in the host's memory
-        names_which_can_be_saved=[], names_which_can_be_offloaded=[LAYER_INPUT], offload_src="device",
-        offload_dst="pinned_host",
-    ),
-}
 
 
 class Aux(NamedTuple):
@@ -58,7 +48,7 @@ class Decoder(nn.Module):
         block = Block
         if self.cfg.remat != "none":
             # A loop's body is its own fence; written out, common subexpressions would undo the recomputation.
-            block = nn.remat(block, policy=REMAT_POLICIES[self.cfg.remat], prevent_cse=self.unroll)
+            block = nn.remat(block, policy=remat.POLICIES[self.cfg.remat], prevent_cse=self.unroll)
         axes: Any = (0, nn.broadcast)  # a layer's own slice of the cache; the same sight for all
         scanned = nn.scan(
             block, variable_axes={"params": 0, "intermediates": 0}, split_rngs={"params": True}, in_axes=axes,
@@ -81,7 +71,7 @@ class Decoder(nn.Module):
 
         one = layer
         if self.cfg.remat != "none":
-            one = jax.checkpoint(tied, policy=REMAT_POLICIES[self.cfg.remat], prevent_cse=False)
+            one = jax.checkpoint(tied, policy=remat.POLICIES[self.cfg.remat], prevent_cse=False)
         weights = self.variables["params"][name]
         if name == "dense_layers":
             with rows_over_stages(x_BSD.shape[0]):

@@ -16,6 +16,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from maijax.parallel.remat import attended
+
 # A finite stand-in for minus infinity: differences of two of them stay finite, so no row can become NaN.
 HIDDEN = -1e30
 # The least row maximum that is believed: exp(HIDDEN - FLOOR) is 0, so a row that sees nothing sums to 0.
@@ -284,7 +286,7 @@ def _parts(q_BSHK, k_BTGK, v_BTGK, q_segments_BS, k_segments_BT, q_starts_P):  #
 def _forward(q_BSHK, k_BTGK, v_BTGK, q_segments_BS, k_segments_BT, q_starts_P, rule):  # noqa: ANN001, ANN202
     given = (q_BSHK, k_BTGK, v_BTGK, q_segments_BS, k_segments_BT, q_starts_P)
     o_BGRSK, log_BGRS = look(*_parts(*given), rule)
-    o_BSHK = by_token(o_BGRSK.astype(q_BSHK.dtype))
+    o_BSHK, log_BGRS = attended((by_token(o_BGRSK.astype(q_BSHK.dtype)), log_BGRS))
     return o_BSHK, (given, o_BSHK, log_BGRS)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from maijax.models import flash
 from maijax.models.attention import attend
 from maijax.models.flash import Part, Rule
+from maijax.parallel.remat import ATTENTION
 
 # Tokens of a block, of queries or of keys; splash asks for multiples of a register's 128 lanes.
 _SPLASH_BLOCKS = (512, 256, 128)
@@ -121,7 +122,8 @@ def splash_attention(
             block_q=q_block, block_kv=k_block, block_q_dkv=q_block, block_kv_dkv=k_block, block_q_dq=q_block,
             block_kv_dq=k_block,
         ),
-        attn_logits_soft_cap=rule.softcap, head_shards=1, q_seq_shards=devices, interpret=interpret,
+        attn_logits_soft_cap=rule.softcap, head_shards=1, q_seq_shards=devices, residual_checkpoint_name=ATTENTION,
+        interpret=interpret,
     )
     kernel = _of_device(kernel, devices, device)
     segments = None

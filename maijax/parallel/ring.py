@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from maijax.parallel.order import starts
+from maijax.parallel.remat import attended
 
 Look = tuple[jax.Array, jax.Array]
 Whole = tuple[jax.Array, jax.Array, jax.Array]
@@ -84,7 +85,7 @@ def _forward(q, k, v, segments, looks, ways):  # noqa: ANN001, ANN202
 
     coming = _onward(((k, v), segments), ways)
     o, log = _round(visit, looks.look(q, here, (k, v), here), coming, ways)
-    o = o.astype(q.dtype)
+    o, log = attended((o.astype(q.dtype), log))
     return o, (q, k, v, segments, o, log)
 
 

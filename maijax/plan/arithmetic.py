@@ -162,7 +162,7 @@ def _times(
         layers = padding if part.share == "layers" else 1.0
         needed += tokens * layers * (part.forward + part.backward) / rate
         again += tokens * layers * part.forward / rate if part.rerun else 0.0
-    again_too = any(p.rerun for p in parts)
+    again_too = model.remat != "none" or any(p.rerun for p in parts)
     places = slots(experiment, mesh, chip.platform) if any(p.waste < 1 for p in parts if p.name in work.GROUPED) else 1
     moved = tokens * padding * work.elementwise_bytes(model, again_too, width, places)
     beside = moved / (chip.hbm_bandwidth / chip.devices)

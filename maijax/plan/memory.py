@@ -84,7 +84,11 @@ def _activations(experiment: Experiment, links: Links, part: Share, width: int) 
     # Float32 norms, the rotated heads, attention's output and row sums, the gated product, the gathered inputs.
     whole = shared + (4 * model.d_model + 2 * heads + kv + hidden) / tensor + 2 * model.d_model + rows
     least = model.d_model / tensor
-    each = {"full": least, "offload": least, "dots": least + shared, "none": whole}[model.remat]
+    attended = heads / tensor
+    each = {
+        "full": least, "offload": least, "attention": least + attended, "dots": least + shared + attended,
+        "none": whole,
+    }[model.remat]
     tokens = part.rows * part.length
     in_flight = ticks(experiment, mesh) / experiment.mesh.repeats if mesh["stage"] > 1 else 1
     outside = model.moe.first_dense if model.moe else 0

@@ -145,7 +145,7 @@ def _tensor(experiment: Experiment, mesh: Mapping[str, int], part: Share, collec
     gathers = 2 * layers - away  # of attention, and of the mlp or the shared experts
     rerun = 0 if model.remat == "none" else 1
     yield from collective("activations", "all-gather", ("tensor",), size, times * (gathers * (2 + rerun) + 1))
-    rerun = 1 if model.remat in ("full", "offload") else 0
+    rerun = 0 if model.remat in ("none", "dots") else 1
     yield from collective("activations", "reduce-scatter", ("tensor",), size, times * (gathers * (2 + rerun) + 1))
 
 
@@ -156,14 +156,15 @@ def _context(experiment: Experiment, mesh: Mapping[str, int], part: Share, colle
     size = 2 * width * part.rows * part.length * heads * attention.head_dim * mesh["context"]
     layers = part.layers + (model.moe.first_dense if model.moe else 0)
     times = layers * part.passes * part.micro
-    rounds = (2 if model.remat == "none" else 3) * times
-    if experiment.mesh.attention == "gather":
-        yield from collective("keys and values", "all-gather", ("context",), size, rounds - times)
+    if experiment.mesh.attention == "gather":  # what came together is not kept
+        rounds = 1 if model.remat == "none" else 2
+        yield from collective("keys and values", "all-gather", ("context",), size, rounds * times)
         yield from collective("their gradients", "reduce-scatter", ("context",), size, times)
         return
     # Each device passes on what it holds, context - 1 times; going back, gradients travel with them, in float32.
     hop = size / mesh["context"] * (mesh["context"] - 1)
-    yield from collective("keys and values", "permute", ("context",), hop, rounds)
+    rounds = 3 if model.remat in ("full", "offload") else 2
+    yield from collective("keys and values", "permute", ("context",), hop, rounds * times)
     yield from collective("their gradients", "permute", ("context",), 2 * hop, times)
 
 

@@ -13,7 +13,8 @@ from maijax.config import ModelConfig
 _FULL = frozenset({"qkv", "scores", "out", "router", "gate_up", "experts"})
 RERUN: Mapping[str, frozenset[str]] = {
     "none": frozenset(),
-    "dots": frozenset({"scores", "experts"}),
+    "dots": frozenset({"experts"}),
+    "attention": _FULL - {"scores"},
     "full": _FULL,
     "offload": _FULL,
 }

@@ -114,7 +114,7 @@ def loss(params: Any, cfg: ModelConfig) -> jax.Array:
 
 
 VARIANTS = {
-    "dense": (tiny(attention_qk_norm=True), [("scan", "dots"), ("unroll", "none"), ("unroll", "full")]),
+    "dense": (tiny(attention_qk_norm=True), [("scan", "dots"), ("scan", "attention"), ("unroll", "none"), ("unroll", "full")]),
     "mixture": (tiny(num_layers=3, moe=MOE, attention_window=4), [("scan", "full")]),
 }
 
@@ -143,7 +143,7 @@ def test_remat_stores_less(layers: str) -> None:
         shapes = jax.eval_shape(lambda p: jax.vjp(lambda p: loss(p, cfg), p)[1], decoder.abstract(cfg))
         return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
 
-    assert stored("full") < 0.8 * stored("dots") < 0.64 * stored("none")
+    assert stored("full") < stored("attention") < 0.9 * stored("dots") < 0.8 * stored("none")
 
 
 def test_written_out_layers_do_compute_again() -> None:
@@ -154,7 +154,7 @@ def test_written_out_layers_do_compute_again() -> None:
         program = quick(jax.grad(lambda p: loss(p, cfg))).lower(decoder.abstract(cfg)).compile()
         return program.as_text().count(" dot(")
 
-    assert products("none") < products("dots") < products("full")
+    assert products("none") <= products("dots") < products("attention") < products("full")
 
 
 def sources(cfg: ModelConfig, *layouts: list[int] | None) -> list[np.ndarray]:

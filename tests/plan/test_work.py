@@ -38,8 +38,8 @@ def test_remat_runs_parts_again():
         return {p.name for p in work.parts(dataclasses.replace(shape, remat=remat), 8_192) if p.rerun}
 
     assert again("none") == set()
-    assert again("dots") == {"scores"}
-    assert again("full") == {"qkv", "scores", "out", "gate_up"}
+    assert again("dots") == set() and again("dots", models.MAI_MOE_16B) == {"experts"}
+    assert again("full") == again("offload") == {"qkv", "scores", "out", "gate_up"} == again("attention") | {"scores"}
     assert again("full", models.MAI_MOE_16B) == {"qkv", "scores", "out", "gate_up", "router", "experts"}
 
 
