@@ -16,6 +16,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,19 @@ from maijax import registry
 FOLDER = Path(__file__).parents[1] / "docs" / "plans"
 NAMES = ("mai_500b", "mai_500b_moe")
 MACHINES = (("v5p:16x16x32", 1), ("v5p:8x8x16", 1), ("v6e:16x16", 16), ("tpu7x:8x8x16", 1), ("h100:128x8", 1))
+# The mixture once more on the largest machine, at eight times the law's batch: the 134M tokens, and 15T in all.
+WIDE = ("train.batch_size=16384", "train.steps=111759")
+PLANS = tuple((name, *machine, ()) for name in NAMES for machine in MACHINES)
+PLANS = (*PLANS[:6], ("mai_500b_moe", "v5p:16x16x32", 1, WIDE), *PLANS[6:])
 COMPILERS = {"tpu": "libtpu", "gpu": "jax-cuda13-plugin"}
 GiB = 2**30
 INTRO = """\
 # Plans of the 500B models
 
 Each is the fastest layout of `maijax plan NAME --topology T --search` that the compiler says fits, for the batch of the
-experiment: 2,048 rows of 8,192 tokens. Peak memory is the compiler's; MFU, step time, days and dollars are the model's
+experiment, 2,048 rows of 8,192 tokens; in one row for eight times as many, the 134M tokens that Microsoft reports for
+MAI-Base-1 on 8,192 accelerators: by the law's batch each of 8,192 chips would have 2,048 tokens, and gather and sum as
+many weights for an eighth of the products. Peak memory is the compiler's; MFU, step time, days and dollars are the model's
 of `docs/plan.md`, whose table says how far it was off published runs. They assume an even router, no failures, no
 evaluation, on-demand prices of `configs/chips.py`, and that half of the time of weights' and gradients' collectives
 hides behind products. None has been run. The JSON files hold the settings to give to `maijax run`, every term of the
@@ -39,15 +46,16 @@ time, the memory, the traffic, and why other layouts lose. Written by `python -m
 """
 
 
-def file(name: str, topology: str, slices: int) -> Path:
+def file(name: str, topology: str, slices: int, given: Sequence[str]) -> Path:
     machine = topology.replace(":", "-") + (f"-{slices}-slices" if slices > 1 else "")
-    return FOLDER / f"{name}-{machine}.json"
+    return FOLDER / f"{name}-{machine}{'-wide' if given else ''}.json"
 
 
-def search(name: str, topology: str, slices: int) -> dict[str, Any]:
+def search(name: str, topology: str, slices: int, given: Sequence[str]) -> dict[str, Any]:
     """The best plan that fits, and what the search says of the others; raises LookupError if none fits."""
     began = time.monotonic()
     command = [sys.executable, "-m", "maijax", "plan", name, "--topology", topology, "--slices", str(slices)]
+    command += [word for setting in given for word in ("--set", setting)]
     done = subprocess.run([*command, "--search", "--json"], stdout=subprocess.PIPE, text=True)
     found = json.loads(done.stdout)
     best = next((made for made in found["best"] if made["fits"]), None)
@@ -58,7 +66,7 @@ def search(name: str, topology: str, slices: int) -> dict[str, Any]:
     kept = {key: best[key] for key in best if key not in ("values", "kept", "largest", "refused")}
     others = [{"layout": made["mesh"], "verdict": made["verdict"]} for made in found["best"] if made is not best]
     return kept | {
-        "compiled_with": versions, "search": {key: found[key] for key in ("tried", "too_large", "refused", "slower")},
+        "settings": [*given, *best["settings"]], "compiled_with": versions, "search": {key: found[key] for key in ("tried", "too_large", "refused", "slower")},
         "others": others, "losers": found["losers"], "search_seconds": round(time.monotonic() - began),
     }
 
@@ -68,19 +76,18 @@ def table() -> str:
     lines = [
         "| model | machine | chips | layout | peak GiB | of | step | MFU | days | M$ |", "|" + "---|" * 10,
     ]
-    for name in NAMES:
-        for topology, slices in MACHINES:
-            if not (path := file(name, topology, slices)).exists():
-                continue
-            made, machine = json.loads(path.read_text()), registry.topology(topology, slices)
-            memory, run = made["memory"], made["run"]
-            short = [setting.removeprefix("mesh.") for setting in made["settings"]]
-            lines.append(
-                f"| {name} | {machine.title} | {machine.chips:,} | {', '.join(short)} "
-                f"| {memory['compiler']['peak'] / GiB:.1f} | {memory['room'] / GiB:.1f} "
-                f"| {made['time']['model']['step']:.1f} s | {run['mfu']:.1%} | {run['days']:.0f} "
-                f"| {run['dollars'] / 1e6:.0f} |"
-            )
+    for name, topology, slices, given in PLANS:
+        if not (path := file(name, topology, slices, given)).exists():
+            continue
+        made, machine = json.loads(path.read_text()), registry.topology(topology, slices)
+        memory, run = made["memory"], made["run"]
+        short = [setting.removeprefix("mesh.") for setting in made["settings"]]
+        lines.append(
+            f"| {name} | {machine.title} | {machine.chips:,} | {', '.join(short)} "
+            f"| {memory['compiler']['peak'] / GiB:.1f} | {memory['room'] / GiB:.1f} "
+            f"| {made['time']['model']['step']:.1f} s | {run['mfu']:.1%} | {run['days']:.0f} "
+            f"| {run['dollars'] / 1e6:.0f} |"
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -90,15 +97,14 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="write the table alone")
     args = parser.parse_args()
     FOLDER.mkdir(exist_ok=True)
-    for name in NAMES:
-        for topology, slices in MACHINES:
-            path = file(name, topology, slices)
-            if args.only in path.name and not args.table:
-                try:
-                    path.write_text(json.dumps(made := search(name, topology, slices), indent=1) + "\n")
-                    print(path.name, made["verdict"], flush=True)
-                except LookupError as error:
-                    print(path.name, error, flush=True)
+    for plan in PLANS:
+        path = file(*plan)
+        if args.only in path.name and not args.table:
+            try:
+                path.write_text(json.dumps(made := search(*plan), indent=1) + "\n")
+                print(path.name, made["verdict"], flush=True)
+            except LookupError as error:
+                print(path.name, error, flush=True)
     (FOLDER / "README.md").write_text(INTRO + table())
 
 

@@ -70,12 +70,11 @@ def router_stats(routing: Routing, valid_BS: jax.Array | None, moe: MoEConfig) -
     shares_BSE = scores_BSE / jnp.maximum(
         jnp.sum(scores_BSE, axis=-1, keepdims=True), jnp.finfo(jnp.float32).tiny
     )  # eq. 19
-    p_BE = jnp.sum(shares_BSE * mask_BS1, axis=1) / tokens_B1  # eq. 20
+    # Eq. 17 with eq. 20 put in, summed over rows and tokens at once: one sum over devices in place of two.
+    balance_loss = jnp.sum(f_BE[:, None] * shares_BSE * (mask_BS1 / tokens_B1[:, None])) / batch
 
     counts_E = jnp.sum(_one_hot_sum(routing.experts_BSC, moe.num_experts) * mask_BS1, axis=(0, 1))
-    return RouterStats(
-        balance_loss=jnp.sum(f_BE * p_BE) / batch, load_E=counts_E / (batch * length * moe.top_k)
-    )
+    return RouterStats(balance_loss=balance_loss, load_E=counts_E / (batch * length * moe.top_k))
 
 
 def _highest(scores_BSE: jax.Array, count: int) -> jax.Array:

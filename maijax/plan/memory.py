@@ -106,15 +106,20 @@ def offloaded(experiment: Experiment, links: Links, width: int) -> float:
 
 
 def _gathered(experiment: Experiment, links: Links, part: Share, width: int) -> Iterator[Bytes]:
-    """A layer's weights whole in the compute dtype, the next layer's, and a gradient; a stage's, if it keeps them."""
+    """A layer's weights whole in the compute dtype, the next layer's, and a gradient; a stage's, if it keeps them.
+
+    Experts are gathered one matrix after another inside an island: two of a layer's three, and a gradient.
+    """
     model, mesh = experiment.model, links.mesh
-    total = deepest = own = 0.0
+    total = deepest = busy = own = 0.0
     for group in groups(model, experiment.optim):
         in_use = group.in_use(mesh)
         if group.stack and group.at_rest(mesh) - in_use:
             each = group.size / ways(mesh, in_use) / group.depth
             total += each * (part.layers if group.stack == "layers" else group.depth)
-            deepest += each if group.stack == "layers" else 0.0
+            if group.stack == "layers":
+                deepest += each
+                busy += each if "expert" in group.axes else 3 * each
         if group.stack == "layers":
             own += group.size / ways(mesh, group.at_rest(mesh))
     by_layer = mesh["stage"] == 1 or experiment.mesh.gather == "layer"
@@ -127,7 +132,7 @@ def _gathered(experiment: Experiment, links: Links, part: Share, width: int) -> 
     if by_layer and model.remat == "none":
         yield Bytes("weights gathered", width * (total + deepest), "model")
     elif by_layer:
-        yield Bytes("weights gathered", 3 * width * deepest, "model", "layers")
+        yield Bytes("weights gathered", width * busy, "model", "layers")
 
 
 def _head(experiment: Experiment, links: Links, part: Share, width: int) -> float:

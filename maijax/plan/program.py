@@ -63,14 +63,14 @@ def held(tree: Any) -> int:
 def memory(made: Step, compiled: Any) -> dict[str, int]:
     """Bytes on one device: what goes in, exactly and as the compiler lays it out, and what the step takes besides."""
     found = compiled.memory_analysis()
-    peak = found.peak_memory_in_bytes
-    if {device.platform for device in made.state.step.sharding.device_set} != {"tpu"} or not peak:
-        # On a CPU it leaves out the temporaries, on a GPU it counts what lies in the host's memory too. Temporaries lie
-        # beside everything that goes in or comes out.
-        peak = (
-            found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
-            + found.temp_size_in_bytes
-        )
+    # Temporaries lie beside everything that goes in or comes out.
+    peak = (
+        found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes + found.temp_size_in_bytes
+    )
+    # That is a little more than is used at once; but the peak that is told leaves out temporaries on a CPU, counts what
+    # lies in the host's memory on a GPU, and on a TPU takes that in place of what lies on the device where it is larger.
+    if found.peak_memory_in_bytes and {d.platform for d in made.state.step.sharding.device_set} == {"tpu"}:
+        peak = min(peak, found.peak_memory_in_bytes)
     return arguments(made) | {
         "arguments": found.argument_size_in_bytes,
         "outputs": found.output_size_in_bytes,

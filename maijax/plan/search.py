@@ -21,7 +21,7 @@ from maijax.plan.links import lay
 from maijax.plan.memory import memory, peak
 
 _REMAT: tuple[Remat, ...] = ("none", "dots", "attention", "full", "offload")
-_MOST_STAGES, _MOST_CONTEXT, _MOST_DATA = 16, 16, 8
+_MOST_STAGES, _MOST_CONTEXT, _MOST_DATA = 16, 16, 16
 _LEAST_TOKENS = 2_048  # of a sequence on one device: less leaves attention's blocks too small
 _MICRO = (1, 2, 4, 8)  # micro-batches of the pipeline, in stages
 _REPEATS = (1, 2, 4)
