@@ -2,8 +2,8 @@
 
     python -m benchmarks.plans_500b [--only TEXT] [--table]
 
-Runs `maijax plan NAME --topology T --search --json` for each model and machine of `MACHINES` (".[tpu-plan,gpu-plan]"),
-keeps the fastest layout that the compiler says fits in docs/plans/NAME-MACHINE.json, and writes the table in
+Runs `maijax plan NAME --topology T --search --compile 1 --json` for each of `PLANS` (".[tpu-plan,gpu-plan]"), keeps the
+fastest layout that the compiler says fits in docs/plans/NAME-MACHINE.json, and writes the table in
 docs/plans/README.md. Compiles are kept in the cache folder: run again, it goes on where it was. ``--only`` takes the
 plans whose file name holds the text; ``--table`` writes the table alone.
 """
@@ -56,7 +56,7 @@ def search(name: str, topology: str, slices: int, given: Sequence[str]) -> dict[
     began = time.monotonic()
     command = [sys.executable, "-m", "maijax", "plan", name, "--topology", topology, "--slices", str(slices)]
     command += [word for setting in given for word in ("--set", setting)]
-    done = subprocess.run([*command, "--search", "--json"], stdout=subprocess.PIPE, text=True)
+    done = subprocess.run([*command, "--search", "--compile", "1", "--json"], stdout=subprocess.PIPE, text=True)
     found = json.loads(done.stdout)
     best = next((made for made in found["best"] if made["fits"]), None)
     if best is None:

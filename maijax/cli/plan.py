@@ -20,8 +20,7 @@ from maijax.plan import arithmetic, checks, compiling, links, search, work
 from maijax.plan import topology as topologies
 from maijax.plan.arithmetic import Estimate
 
-_COMPILED = 3  # of a search's best layouts
-_MOST_COMPILED = 9  # if none of these compiles and fits
+_MOST_COMPILED = 9  # of a search's best layouts, if none of those asked for compiles and fits
 _COUNTED = ("parameters", "optimizer state", "batch")  # of the model's uses of memory: the shapes say them exactly
 _WHEN = {"always": "", "layers": ", while going back through the layers", "head": ", at the head"}
 _QUIET = 30.0  # seconds between words of progress where there is no terminal
@@ -32,7 +31,7 @@ def plan(args: argparse.Namespace) -> int:
     experiment, _ = choose.experiment(args)
     topology = registry.topology(args.topology, args.slices)
     if args.search:
-        return _search(experiment, topology, as_json=args.json)
+        return _search(experiment, topology, args.compile, as_json=args.json)
     checks.demand(experiment, topology)
     found = Plan.make(experiment, topology)
     if args.json:
@@ -42,18 +41,18 @@ def plan(args: argparse.Namespace) -> int:
     return 0 if found.fits else 1
 
 
-def _search(experiment: Experiment, topology: Topology, *, as_json: bool) -> int:
-    """Ranks layouts by arithmetic and compiles the best few, more if none fits; returns 0 if one of them does."""
+def _search(experiment: Experiment, topology: Topology, wanted: int, *, as_json: bool) -> int:
+    """Ranks layouts by arithmetic and compiles as many of the best as wanted, more if none fits; returns 0 if one of them does."""
     if (lacking := topologies.missing(topology)) is not None:
         raise UserError(lacking)
-    found = search.search(experiment, topology, best=_MOST_COMPILED)
+    found = search.search(experiment, topology, best=max(wanted, _MOST_COMPILED))
     if not as_json:
         print(f"{experiment.name} on {topology.title}: {found.tried:,} layouts tried; {found.too_large:,} need more "
               f"memory than\nthere is, {found.refused:,} do not divide; the fastest of the rest, compiled:")
     plans: list[Plan] = []
     failed: list[tuple[str, str]] = []
     left = list(found.best)
-    while left and not (len(plans) >= _COMPILED and any(made.fits for made in plans)):
+    while left and not (len(plans) >= wanted and any(made.fits for made in plans)):
         layout = left.pop(0)
         try:
             plans.append(made := Plan.make(layout.experiment, topology))

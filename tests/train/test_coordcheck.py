@@ -14,12 +14,9 @@ from maijax.train.coordcheck import QUANTITIES, Line, Report
 
 @pytest.fixture(scope="module")
 def report():
-    model = dataclasses.replace(registry.get("phi_test").model, tied_head=False)
-    experiment = registry.get("phi_test")
-    experiment = dataclasses.replace(
-        experiment, model=model, optim=dataclasses.replace(experiment.optim, name="adamw")
-    )
-    return coordcheck.check(experiment, widths=(64, 256), depths=(2, 8))
+    """Of a tied head and AdamW, the ends of the widths and most of the depths: a corner of benchmarks.coordchecks."""
+    experiment = overrides.apply(registry.get("phi_test"), ["optim.name=adamw"])
+    return coordcheck.check(experiment, widths=(64, 256), depths=(2, 8, 32))
 
 
 def test_completep_passes_and_the_standard_one_fails(report):
