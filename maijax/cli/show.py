@@ -41,7 +41,7 @@ def list_(args: argparse.Namespace) -> int:
     found = sorted(experiments.items(), key=lambda pair: _totals(pair[1])["parameters"])
     if args.json:
         lines = [{"name": n, "question": _question(n)} | _totals(e) for n, e in found]
-        lines += [{"name": n, "question": _question(n), "trials": s.count, "base": s.base.name} | _totals(s.base)
+        lines += [{"name": n, "question": _question(n), "trials": s.count, "trial": _totals(s.base)}
                   for n, s in sweeps.items()]
         print(json.dumps(lines, indent=1))
         return code
