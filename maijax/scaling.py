@@ -65,15 +65,20 @@ def weight_state_bytes(weight: weights.Weight, optim: OptimConfig) -> int:
 def activation_bytes(experiment: Experiment, rows: int) -> int:
     """Roughly what a step keeps for its backward pass, for so many sequences at once; within a factor of two.
 
-    Per token and layer what the matmuls read and write and the attention scores, or under remat only the
-    layer's input and one layer in full; then the float32 logits and their gradient. Own estimate.
+    Per token and layer what the matmuls read and write and the attention scores, or what remat keeps of it and one
+    layer in full; then the float32 logits and their gradient. Own estimate.
     """
     model, length = experiment.model, experiment.train.seq_len
     attention, moe = model.attention, model.moe
     hidden = model.d_ff if moe is None else (moe.top_k + moe.shared_experts) * moe.d_ff
     heads = attention.num_heads * (2 * attention.head_dim + length) + 2 * attention.kv_heads * attention.head_dim
     layer = 6 * model.d_model + heads + 4 * hidden
-    kept = model.num_layers * model.d_model + layer if model.remat not in ("none", "dots") else model.num_layers * layer
+    attended = model.d_model + attention.num_heads * attention.head_dim
+    each = {
+        "none": layer, "dots": layer - attention.num_heads * length, "attention": attended, "full": model.d_model,
+        "offload": model.d_model,
+    }[model.remat]
+    kept = model.num_layers * each + (layer if model.remat != "none" else 0)
     width = 2 if model.dtype == "bfloat16" else 4
     return rows * length * (width * kept + 8 * model.padded_vocab)
 

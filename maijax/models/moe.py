@@ -70,7 +70,8 @@ def router_stats(routing: Routing, valid_BS: jax.Array | None, moe: MoEConfig) -
     shares_BSE = scores_BSE / jnp.maximum(
         jnp.sum(scores_BSE, axis=-1, keepdims=True), jnp.finfo(jnp.float32).tiny
     )  # eq. 19
-    # Eq. 17 with eq. 20 put in, summed over rows and tokens at once: one sum over devices in place of two.
+    # Eq. 17 with eq. 20 put in, summed over rows and tokens at once: one sum over devices in place of two, and libtpu
+    # 0.0.52 cannot compile that over rows alone where they are shared out to two groups of 4,096 chips.
     balance_loss = jnp.sum(f_BE[:, None] * shares_BSE * (mask_BS1 / tokens_B1[:, None])) / batch
 
     counts_E = jnp.sum(_one_hot_sum(routing.experts_BSC, moe.num_experts) * mask_BS1, axis=(0, 1))

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from jax.ad_checkpoint import checkpoint_name
 
-ATTENTION = "attention"  # the name of what it made
+ATTENTION = "attention"  # the name of what attention made
 _INPUT = "layer_input"
 # cuDNN's attention is a primitive that gives its output and row sums at once; inside it nothing can be named.
 _CUDNN = "dot_product_attention_fwd_wrapper"

@@ -128,6 +128,7 @@ def estimate(
     model, train = experiment.model, experiment.train
     mesh = experiment.mesh.shape(topology.devices)
     links = lay(topology, mesh)
+    again = model.remat != "none" if parts is None else any(part.rerun for part in parts)
     if parts is None:
         parts = work.parts(model, train.seq_len)
         if model.moe and mesh["expert"] > 1:  # an exchange keeps nothing: going back, it is made again
@@ -139,12 +140,13 @@ def estimate(
     return Estimate(
         topology=topology, mesh=mesh, parts=parts, tokens=tokens, run_tokens=experiment.tokens,
         flops_per_token=causal, full_flops_per_token=full, collectives=collectives,
-        times=_times(experiment, links, parts, collectives, width), memory=memory(experiment, links, width),
+        times=_times(experiment, links, parts, collectives, width, again), memory=memory(experiment, links, width),
     )
 
 
 def _times(
-    experiment: Experiment, links: Links, parts: tuple[work.Part, ...], collectives: tuple[Collective, ...], width: int
+    experiment: Experiment, links: Links, parts: tuple[work.Part, ...], collectives: tuple[Collective, ...], width: int,
+    rerun: bool,
 ) -> tuple[Seconds, ...]:
     """What a step's time goes into; the exposed part of each kind of collective in proportion to its time."""
     model, mesh, chip = experiment.model, links.mesh, links.topology.chip
@@ -162,9 +164,8 @@ def _times(
         layers = padding if part.share == "layers" else 1.0
         needed += tokens * layers * (part.forward + part.backward) / rate
         again += tokens * layers * part.forward / rate if part.rerun else 0.0
-    again_too = model.remat != "none" or any(p.rerun for p in parts)
     places = slots(experiment, mesh, chip.platform) if any(p.waste < 1 for p in parts if p.name in work.GROUPED) else 1
-    moved = tokens * padding * work.elementwise_bytes(model, again_too, width, places)
+    moved = tokens * padding * work.elementwise_bytes(model, rerun, width, places)
     beside = moved / (chip.hbm_bandwidth / chip.devices)
     state = sum(group.state / ways(mesh, group.at_rest(mesh)) for group in groups(model, experiment.optim))
     update = 2 * state / (chip.hbm_bandwidth / chip.devices)  # read and written

@@ -108,7 +108,7 @@ def offloaded(experiment: Experiment, links: Links, width: int) -> float:
 def _gathered(experiment: Experiment, links: Links, part: Share, width: int) -> Iterator[Bytes]:
     """A layer's weights whole in the compute dtype, the next layer's, and a gradient; a stage's, if it keeps them.
 
-    Experts are gathered one matrix after another inside an island: two of a layer's three, and a gradient.
+    Of experts two matrices of a layer's three, and a gradient, as libtpu orders them; their island gathers all three.
     """
     model, mesh = experiment.model, links.mesh
     total = deepest = busy = own = 0.0

@@ -68,7 +68,7 @@ def memory(made: Step, compiled: Any) -> dict[str, int]:
         found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes + found.temp_size_in_bytes
     )
     # That is a little more than is used at once; but the peak that is told leaves out temporaries on a CPU, counts what
-    # lies in the host's memory on a GPU, and on a TPU takes that in place of what lies on the device where it is larger.
+    # lies in the host's memory on a GPU, and on a TPU counts the larger of the device's temporaries and the host's.
     if found.peak_memory_in_bytes and {d.platform for d in made.state.step.sharding.device_set} == {"tpu"}:
         peak = min(peak, found.peak_memory_in_bytes)
     return arguments(made) | {

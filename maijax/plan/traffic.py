@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Mapping
 
 from maijax.config import Experiment
+from maijax.plan import work
 from maijax.plan.held import groups, ways
 from maijax.plan.links import Kind, Links
 from maijax.rules import RULES
@@ -143,10 +144,10 @@ def _tensor(experiment: Experiment, mesh: Mapping[str, int], part: Share, collec
     layers = part.layers + outside
     away = part.layers if model.moe and mesh["expert"] > 1 and not model.moe.shared_experts else 0.0
     gathers = 2 * layers - away  # of attention, and of the mlp or the shared experts
-    rerun = 0 if model.remat == "none" else 1
-    yield from collective("activations", "all-gather", ("tensor",), size, times * (gathers * (2 + rerun) + 1))
-    rerun = 0 if model.remat in ("none", "dots") else 1
-    yield from collective("activations", "reduce-scatter", ("tensor",), size, times * (gathers * (2 + rerun) + 1))
+    again = gathers if model.remat != "none" else 0
+    yield from collective("activations", "all-gather", ("tensor",), size, times * (2 * gathers + again + 1))
+    again = layers if "out" in work.RERUN[model.remat] else 0  # of a layer's last product nothing runs again
+    yield from collective("activations", "reduce-scatter", ("tensor",), size, times * (2 * gathers + again + 1))
 
 
 def _context(experiment: Experiment, mesh: Mapping[str, int], part: Share, collective, width: int):  # noqa: ANN001, ANN202
@@ -163,7 +164,7 @@ def _context(experiment: Experiment, mesh: Mapping[str, int], part: Share, colle
         return
     # Each device passes on what it holds, context - 1 times; going back, gradients travel with them, in float32.
     hop = size / mesh["context"] * (mesh["context"] - 1)
-    rounds = 3 if model.remat in ("full", "offload") else 2
+    rounds = 3 if "scores" in work.RERUN[model.remat] else 2
     yield from collective("keys and values", "permute", ("context",), hop, rounds * times)
     yield from collective("their gradients", "permute", ("context",), 2 * hop, times)
 
