@@ -27,8 +27,9 @@ NAMES = ("mai_500b", "mai_500b_moe")
 MACHINES = (("v5p:16x16x32", 1), ("v5p:8x8x16", 1), ("v6e:16x16", 16), ("tpu7x:8x8x16", 1), ("h100:128x8", 1))
 # The mixture once more on the largest machine, at eight times the law's batch: the 134M tokens, and 15T in all.
 WIDE = ("train.batch_size=16384", "train.steps=111759")
-PLANS = tuple((name, *machine, ()) for name in NAMES for machine in MACHINES)
-PLANS = (*PLANS[:6], ("mai_500b_moe", "v5p:16x16x32", 1, WIDE), *PLANS[6:])
+PLANS = (
+    *((name, *machine, ()) for name in NAMES for machine in MACHINES), ("mai_500b_moe", *MACHINES[0], WIDE),
+)
 COMPILERS = {"tpu": "libtpu", "gpu": "jax-cuda13-plugin"}
 GiB = 2**30
 INTRO = """\
@@ -37,25 +38,25 @@ INTRO = """\
 Each is the fastest layout of `maijax plan NAME --topology T --search` that the compiler says fits, for the batch of the
 experiment, 2,048 rows of 8,192 tokens; in one row for eight times as many, the 134M tokens that Microsoft reports for
 MAI-Base-1 on 8,192 accelerators: by the law's batch each of 8,192 chips would have 2,048 tokens, and gather and sum as
-many weights for an eighth of the products. Peak memory is the compiler's; MFU, step time, days and dollars are the model's
-of `docs/plan.md`, whose table says how far it was off published runs. They assume an even router, no failures, no
-evaluation, on-demand prices of `configs/chips.py`, and that half of the time of weights' and gradients' collectives
+many weights for an eighth of the products. Peak memory is the compiler's; MFU, step time, days and dollars are the
+model's of `docs/plan.md`, whose table says how far it was off published runs. They assume an even router, no failures,
+no evaluation, on-demand prices of `configs/chips.py`, and that half of the time of weights' and gradients' collectives
 hides behind products. None has been run. The JSON files hold the settings to give to `maijax run`, every term of the
 time, the memory, the traffic, and why other layouts lose. Written by `python -m benchmarks.plans_500b`.
 
 """
 
 
-def file(name: str, topology: str, slices: int, given: Sequence[str]) -> Path:
+def file(name: str, topology: str, slices: int, settings: Sequence[str]) -> Path:
     machine = topology.replace(":", "-") + (f"-{slices}-slices" if slices > 1 else "")
-    return FOLDER / f"{name}-{machine}{'-wide' if given else ''}.json"
+    return FOLDER / f"{name}-{machine}{'-wide' if settings == WIDE else ''}.json"
 
 
-def search(name: str, topology: str, slices: int, given: Sequence[str]) -> dict[str, Any]:
+def search(name: str, topology: str, slices: int, settings: Sequence[str]) -> dict[str, Any]:
     """The best plan that fits, and what the search says of the others; raises LookupError if none fits."""
     began = time.monotonic()
     command = [sys.executable, "-m", "maijax", "plan", name, "--topology", topology, "--slices", str(slices)]
-    command += [word for setting in given for word in ("--set", setting)]
+    command += [word for setting in settings for word in ("--set", setting)]
     done = subprocess.run([*command, "--search", "--compile", "1", "--json"], stdout=subprocess.PIPE, text=True)
     found = json.loads(done.stdout)
     best = next((made for made in found["best"] if made["fits"]), None)
@@ -66,7 +67,8 @@ def search(name: str, topology: str, slices: int, given: Sequence[str]) -> dict[
     kept = {key: best[key] for key in best if key not in ("values", "kept", "largest", "refused")}
     others = [{"layout": made["mesh"], "verdict": made["verdict"]} for made in found["best"] if made is not best]
     return kept | {
-        "settings": [*given, *best["settings"]], "compiled_with": versions, "search": {key: found[key] for key in ("tried", "too_large", "refused", "slower")},
+        "settings": [*settings, *best["settings"]], "compiled_with": versions,
+        "search": {key: found[key] for key in ("tried", "too_large", "refused", "slower")},
         "others": others, "losers": found["losers"], "search_seconds": round(time.monotonic() - began),
     }
 
@@ -76,8 +78,8 @@ def table() -> str:
     lines = [
         "| model | machine | chips | layout | peak GiB | of | step | MFU | days | M$ |", "|" + "---|" * 10,
     ]
-    for name, topology, slices, given in PLANS:
-        if not (path := file(name, topology, slices, given)).exists():
+    for name, topology, slices, settings in PLANS:
+        if not (path := file(name, topology, slices, settings)).exists():
             continue
         made, machine = json.loads(path.read_text()), registry.topology(topology, slices)
         memory, run = made["memory"], made["run"]

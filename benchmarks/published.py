@@ -225,7 +225,8 @@ RUNS = (
         source="arXiv 2412.19437, 180K H800 hours per trillion tokens", outside="products in fp8, H800 links"),
 )
 
-# By libtpu 0.0.52 through jax 0.10, of a plain step of the same shape with splash attention; the last but two by MaxText 0.2.5.
+# By libtpu 0.0.52 through jax 0.10, of a plain step of the same shape with splash attention; the last but two by
+# MaxText 0.2.5.
 COMPILED = (
     Compiled(name="Llama-3.1-8B", topology="v5e:16x16", model=LLAMA_8B, mesh=MeshConfig(data=1, fsdp=256), batch=512,
              seq=2_048, peak=5.37),

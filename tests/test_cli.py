@@ -22,7 +22,7 @@ FLAGS = {
     "diff": "A B --json --module",
     "compare": "A --html --json --ladder --module --runs-dir --slices --topology",
     "doctor": "NAME --json --mesh --module --set --slices --topology",
-    "plan": "NAME --json --mesh --module --search --set --slices --topology",
+    "plan": "NAME --compile --json --mesh --module --search --set --slices --topology",
     "coordcheck": "NAME --html --json --mesh --module --set",
     "run": "NAME --dry-run --mesh --module --name --runs-dir --set",
     "sweep": "NAME --dry-run --json --launcher --mesh --module --name --prune --runs-dir --sampler --set --together "

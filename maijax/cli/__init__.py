@@ -143,8 +143,8 @@ def _reading_verbs(verb) -> None:
     _experiment(plans)
     _topology(plans, required=True)
     plans.add_argument("--search", action="store_true", help="look for the fastest layout, and compile the best few")
-    plans.add_argument("--compile", type=_above_zero, default=3, metavar="N",
-                       help="so many of a search's best, more if none fits (default: 3)")
+    plans.add_argument("--compile", type=_above_zero, metavar="N",
+                       help="the N best of a search, more if none fits (default: 3)")
     coords = verb("coordcheck", "coordcheck:coordcheck",
                   "train small copies at many widths and depths, to see whether activations keep their size",
                   "Example: maijax coordcheck phi_tiny\n"

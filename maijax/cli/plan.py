@@ -20,7 +20,8 @@ from maijax.plan import arithmetic, checks, compiling, links, search, work
 from maijax.plan import topology as topologies
 from maijax.plan.arithmetic import Estimate
 
-_MOST_COMPILED = 9  # of a search's best layouts, if none of those asked for compiles and fits
+_COMPILED = 3  # of a search's best layouts
+_MOST_COMPILED = 9  # if none of these compiles and fits
 _COUNTED = ("parameters", "optimizer state", "batch")  # of the model's uses of memory: the shapes say them exactly
 _WHEN = {"always": "", "layers": ", while going back through the layers", "head": ", at the head"}
 _QUIET = 30.0  # seconds between words of progress where there is no terminal
@@ -31,7 +32,9 @@ def plan(args: argparse.Namespace) -> int:
     experiment, _ = choose.experiment(args)
     topology = registry.topology(args.topology, args.slices)
     if args.search:
-        return _search(experiment, topology, args.compile, as_json=args.json)
+        return _search(experiment, topology, args.compile or _COMPILED, as_json=args.json)
+    if args.compile:
+        raise UserError("--compile says how many of a search's layouts to compile; give --search, too")
     checks.demand(experiment, topology)
     found = Plan.make(experiment, topology)
     if args.json:
@@ -42,7 +45,7 @@ def plan(args: argparse.Namespace) -> int:
 
 
 def _search(experiment: Experiment, topology: Topology, wanted: int, *, as_json: bool) -> int:
-    """Ranks layouts by arithmetic and compiles as many of the best as wanted, more if none fits; returns 0 if one of them does."""
+    """Ranks layouts by arithmetic, compiles the best of them, more than wanted if none fits; returns 0 if one does."""
     if (lacking := topologies.missing(topology)) is not None:
         raise UserError(lacking)
     found = search.search(experiment, topology, best=max(wanted, _MOST_COMPILED))

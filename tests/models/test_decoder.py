@@ -114,7 +114,10 @@ def loss(params: Any, cfg: ModelConfig) -> jax.Array:
 
 
 VARIANTS = {
-    "dense": (tiny(attention_qk_norm=True), [("scan", "dots"), ("scan", "attention"), ("unroll", "none"), ("unroll", "full")]),
+    "dense": (
+        tiny(attention_qk_norm=True),
+        [("scan", "dots"), ("scan", "attention"), ("unroll", "none"), ("unroll", "full")],
+    ),
     "mixture": (tiny(num_layers=3, moe=MOE, attention_window=4), [("scan", "full")]),
 }
 

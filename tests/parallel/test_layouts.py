@@ -20,12 +20,13 @@ MORE = [
     "context=4,attention=gather,tensor=2", "expert=4,exchange_room=1,context=2",
     "fsdp=2,context=2,tensor=2", "data=2,expert=2,tensor=2", "stage=2,context=2,expert=2,tensor=2",
     "stage=2,gather=layer,repeats=2,microbatches=4,fsdp=2", "stage=2,gather=layer,fsdp=2,context=2,tensor=2,remat=dots",
+    "fsdp=2,context=2,expert=2,remat=attention", "context=2,attention=gather,fsdp=2,tensor=2,remat=attention",
     "stage=2,microbatches=4,fsdp=2,expert=2,tensor=2", "replica=2,fsdp=2,context=2,tensor=2",
 ]
 ALL = ["replica=2,stage=2,data=2,fsdp=2,expert=2,context=2,tensor=2"]
 TOGETHER = [
     "stage=2,context=2,expert=2,tensor=2", "stage=2,gather=layer,fsdp=2,expert=2,tensor=2,remat=full",
-    "context=4,attention=gather,tensor=2",
+    "context=4,attention=gather,tensor=2,remat=attention",
 ]
 MESHES = [*ALONE, *dict.fromkeys([*TOGETHER, *PAIRS, *MORE, *ALL])]
 QUICK = [*ALONE, *TOGETHER]

@@ -68,7 +68,7 @@ def test_more_remat_and_slower_links_take_longer():
         changed = dataclasses.replace(base, model=model, mesh=MeshConfig(data=1, fsdp=256))
         return estimate(changed, topology).step_seconds
 
-    assert seconds("none") < seconds("dots") < seconds("full")
+    assert seconds("none") < seconds("dots") < seconds("attention") < seconds("full")
     chip = dataclasses.replace(topology.chip, link_bandwidth=topology.chip.link_bandwidth / 4)
     slow = estimate(
         dataclasses.replace(base, mesh=MeshConfig(data=1, fsdp=256)), dataclasses.replace(topology, chip=chip)

@@ -138,6 +138,11 @@ def test_a_search_compiles_the_best_and_says_why_others_lose(compiler, capsys):
     assert cli.main(["plan", "phi_125m", "--topology", "v5e:2x2", "--search", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert len(found["best"]) == 3 and found["losers"] and found["tried"] > 3
+    compiler[0].clear()
+    assert cli.main(["plan", "phi_350m", "--topology", "v5e:2x2", "--search", "--compile", "1"]) == 0
+    assert len(compiler[0]) == 1
+    assert cli.main(["plan", "phi_350m", "--topology", "v5e:2x2", "--compile", "1"]) == 2
+    assert "give --search, too" in capsys.readouterr().err
 
 
 def test_a_search_goes_on_after_a_layout_that_does_not_compile(compiler, monkeypatch, capsys):

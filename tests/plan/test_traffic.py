@@ -62,11 +62,13 @@ def test_tensor_gathers_and_scatters_the_stream_twice_a_layer():
     model, rows = models.MAI_70B, 1_024
     found = collectives(fsdp=64, tensor=8, rows=rows)
     stream = 2 * rows / 64 * 8_192 * model.d_model * 7 / 8
-    # Forward, again under remat, backward; and once before the head.
+    # Forward, again under remat, backward; and once before the head. Of mlp's last product nothing runs again.
     assert found["activations", "all-gather"].bytes == pytest.approx(stream * (3 * 2 * 80 + 1))
-    assert found["activations", "reduce-scatter"].bytes == pytest.approx(stream * (3 * 2 * 80 + 1))
-    kept = collectives(fsdp=64, tensor=8, rows=rows, remat="none")
-    assert kept["activations", "all-gather"].bytes == pytest.approx(stream * (2 * 2 * 80 + 1))
+    assert found["activations", "reduce-scatter"].bytes == pytest.approx(stream * (2 * 2 * 80 + 80 + 1))
+    for remat, gathers, scatters in (("none", 2, 4), ("dots", 3, 4), ("attention", 3, 5)):
+        kept = collectives(fsdp=64, tensor=8, rows=rows, remat=remat)
+        assert kept["activations", "all-gather"].bytes == pytest.approx(stream * (gathers * 2 * 80 + 1))
+        assert kept["activations", "reduce-scatter"].bytes == pytest.approx(stream * (scatters * 80 + 1))
 
 
 def test_context_passes_keys_and_values_round():
@@ -75,6 +77,12 @@ def test_context_passes_keys_and_values_round():
     held = 2 * 2 * rows / 128 * 8_192 / 4 * 8 * 128  # k and v of one device, bf16
     assert found["keys and values", "permute"].bytes == pytest.approx(3 * 80 * 3 * held)
     assert found["their gradients", "permute"].bytes == pytest.approx(80 * 3 * 2 * held)
+    for remat in ("none", "dots", "attention"):  # attention runs once, and its gradient
+        kept = collectives(fsdp=128, context=4, rows=rows, remat=remat)
+        assert kept["keys and values", "permute"].bytes == pytest.approx(2 * 80 * 3 * held)
+    for remat, times in (("none", 1), ("attention", 2), ("full", 2)):  # what was gathered is gathered again
+        kept = collectives(fsdp=128, context=4, rows=rows, remat=remat, attention="gather")
+        assert kept["keys and values", "all-gather"].bytes == pytest.approx(times * 80 * 3 * held)
     assert model.attention.kv_heads == 8
 
 
@@ -136,7 +144,7 @@ def test_remat_keeps_less():
         return uses["activations kept"]
 
     assert kept("full") == 2 * 80 * 16 * 8_192 * 8_192 / 8
-    assert kept("full") < kept("dots") < kept("none")
+    assert kept("full") < kept("attention") < kept("dots") < kept("none")
 
 
 def test_the_peak_is_the_larger_phase():
