@@ -1,6 +1,6 @@
-"""The coordinate check, at its full grid, of every structure on the ladder under every optimizer.
+"""The coordinate check at its full grid, of five experiments that between them have every structure, by optimizer.
 
-    python -m benchmarks.coordchecks [--only phi_test] [--optim adamw muon]
+    python -m benchmarks.coordchecks [--only NAME ...] [--optim NAME ...]
 
 One row each: the least and the greatest slope that is judged, with the quantity, and the control's. Two minutes a row
 on a CPU core.
@@ -31,9 +31,9 @@ def row(name: str, optimizer: str) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="+", default=STRUCTURES, metavar="NAME")
-    parser.add_argument("--optim", nargs="+", default=sorted(coordcheck.RATES), metavar="NAME")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", default=STRUCTURES, metavar="NAME", help="experiments")
+    parser.add_argument("--optim", nargs="+", default=sorted(coordcheck.RATES), metavar="NAME", help="optimizers")
     given = parser.parse_args(argv)
     programs.keep(cachedir.ready(cachedir.default()))
     print("| model | optimizer | least slope | greatest slope | control | verdict |\n|---|---|---|---|---|---|")
