@@ -43,9 +43,9 @@ model's of `docs/plan.md`, whose table says how far it was off published runs. T
 no evaluation, on-demand prices of `configs/chips.py`, and that half of the time of weights' and gradients' collectives
 hides behind products. None has been run. The compiler's own cycles of these programs, in each file beside the model's
 time, are 1.1 to 1.2 times the model's products for `mai_500b` without `tensor`, 1.6 to 2.2 times with it, and 1.9 to
-3.8 times for the mixture: no MFU is taken from them, since the model and not they agree with published runs, dense and
-mixtures. The JSON files hold the settings to give to `maijax run`, every term of the time, the memory, the traffic, and
-why other layouts lose. Written by `python -m benchmarks.plans_500b`.
+3.8 times for the mixture: no MFU is taken from them; it is the model's time that was compared with published runs. The
+JSON files hold the settings to give to `maijax run`, every term of the time, the memory, the traffic, and why other
+layouts lose. Written by `python -m benchmarks.plans_500b`.
 
 """
 
