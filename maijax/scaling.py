@@ -73,10 +73,10 @@ def activation_bytes(experiment: Experiment, rows: int) -> int:
     hidden = model.d_ff if moe is None else (moe.top_k + moe.shared_experts) * moe.d_ff
     heads = attention.num_heads * (2 * attention.head_dim + length) + 2 * attention.kv_heads * attention.head_dim
     layer = 6 * model.d_model + heads + 4 * hidden
-    attended = model.d_model + attention.num_heads * attention.head_dim
+    attended = attention.num_heads * attention.head_dim
     each = {
-        "none": layer, "dots": layer - attention.num_heads * length, "attention": attended, "full": model.d_model,
-        "offload": model.d_model,
+        "none": layer, "dots": layer - attention.num_heads * length, "full": model.d_model, "offload": model.d_model,
+        "attention": model.d_model + attended,
     }[model.remat]
     kept = model.num_layers * each + (layer if model.remat != "none" else 0)
     width = 2 if model.dtype == "bfloat16" else 4

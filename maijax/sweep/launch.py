@@ -16,7 +16,6 @@ from maijax.errors import RunError, UserError
 from maijax.sweep import worker
 
 _SHARED = 15.0  # seconds until what a job wrote at its end is seen over a network file system
-LAUNCHERS = ("local", "slurm", "ray")
 
 
 class Launcher(Protocol):
@@ -33,8 +32,7 @@ class Launcher(Protocol):
 def make(text: str, folder: Path, *, workers: int, together: int) -> Launcher:
     """As `parse` reads it; raises UserError, too, for an option that is none, or a package that is not installed."""
     kind, options = parse(text)
-    kinds: dict[str, Any] = {"local": Local, "slurm": Slurm, "ray": Ray}
-    return kinds[kind](folder, workers, together, options)
+    return _KINDS[kind](folder, workers, together, options)
 
 
 def parse(text: str) -> tuple[str, dict[str, int | float | str]]:
@@ -49,8 +47,9 @@ def parse(text: str) -> tuple[str, dict[str, int | float | str]]:
     options = {name.strip(): _value(value.strip()) for name, _, value in pairs}
     if kind == "local" and options:
         raise UserError(f"--launcher {text}: local takes no options")
-    if kind not in LAUNCHERS:
-        raise UserError(f"--launcher {kind!r} must be {', '.join(LAUNCHERS[:-1])} or {LAUNCHERS[-1]}")
+    if kind not in _KINDS:
+        *others, last = _KINDS
+        raise UserError(f"--launcher {kind!r} must be {', '.join(others)} or {last}")
     return kind, options
 
 
@@ -235,3 +234,6 @@ class Ray:
     def stop(self) -> None:
         for one in self._running:
             self._ray.cancel(one)  # as Ctrl-C: it saves and leaves
+
+
+_KINDS: dict[str, Any] = {"local": Local, "slurm": Slurm, "ray": Ray}
